@@ -1,0 +1,159 @@
+"""The gRPC service: translates, calls the dispatcher, translates back.
+
+Acquire, Renew, Release and WatchQueues come in a later version: the base class answers UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from tidegate.admission.v1 import admission_pb2 as pb
+from tidegate.admission.v1 import admission_pb2_grpc as pb_grpc
+from tidegate_admission import views
+from tidegate_admission.dispatcher import Dispatcher
+from tidegate_admission.stream import Stream
+from tidegate_admission.ticket import Id, QueueView, Reason
+from tidegate_chassis.errors import Refused
+from tidegate_chassis.process import VERSION
+
+NAME = "tidegate.admission.v1.AdmissionService"
+
+_Context = aio.ServicerContext[Any, Any]
+
+
+class Service(pb_grpc.AdmissionServiceServicer):
+    """Implements `tidegate.admission.v1.AdmissionService`."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        incarnation: int,
+        clock: Callable[[], float],
+        fatal: Callable[[Exception], None],
+    ) -> None:
+        self._dispatcher, self._incarnation, self._clock, self._fatal = dispatcher, incarnation, clock, fatal
+        self._streams: set[Stream] = set()
+
+    async def Session(  # noqa: N802 - the contract's name
+        self, request_iterator: AsyncIterator[pb.SessionRequest], context: _Context
+    ) -> AsyncIterator[pb.SessionResponse]:
+        """One edge's session."""
+        stream = Stream(self._dispatcher, self._incarnation, self._clock, self._fatal)
+        self._streams.add(stream)
+        responses = stream.run(request_iterator)
+        try:
+            async for response in responses:
+                yield response
+        finally:
+            self._streams.discard(stream)
+            await responses.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    async def ListLeases(  # noqa: N802 - the contract's name
+        self, request: pb.ListLeasesRequest, context: _Context
+    ) -> pb.ListLeasesResponse:
+        """All leases, oldest first."""
+        now = self._clock()
+        found = views.leases(self._dispatcher, request.model, request.session_id)
+        return pb.ListLeasesResponse(
+            leases=[
+                pb.Lease(
+                    lease_id=lease_id(ticket.id),
+                    session_id=session.id,
+                    holder=session.holder,
+                    model=ticket.model,
+                    instance_id=ticket.instance_id,
+                    tenant=ticket.tenant or "default",
+                    age_ms=_ms(now - ticket.granted),
+                )
+                for session, ticket in found
+            ]
+        )
+
+    async def RevokeLease(  # noqa: N802 - the contract's name
+        self, request: pb.RevokeLeaseRequest, context: _Context
+    ) -> pb.RevokeLeaseResponse:
+        """Ends one lease."""
+        lease = _parse(request.lease_id)
+        if lease is None or not self._dispatcher.revoke(lease, self._clock()):
+            raise Refused(grpc.StatusCode.NOT_FOUND, "REASON_INVALID", "no such lease exists")
+        return pb.RevokeLeaseResponse()
+
+    async def GetQueues(  # noqa: N802 - the contract's name
+        self, request: pb.GetQueuesRequest, context: _Context
+    ) -> pb.GetQueuesResponse:
+        """A snapshot."""
+        dispatcher, now = self._dispatcher, self._clock()
+        queues = pb.Queues(
+            incarnation=self._incarnation,
+            uptime_ms=_ms(now - dispatcher.started),
+            models=[_model(view) for view in views.queues(dispatcher, now)],
+            sessions=[_session(view) for view in views.sessions(dispatcher, now)],
+            supply_settled=dispatcher.linked and dispatcher.book.settled,
+            version=VERSION,
+        )
+        return pb.GetQueuesResponse(queues=queues)
+
+    def close(self, reason: Reason) -> None:
+        """Ends all sessions' streams."""
+        for stream in list(self._streams):
+            stream.close(reason)
+
+
+def lease_id(ticket_id: Id) -> str:
+    """How a lease is named to operators."""
+    return f"{ticket_id[0]}/{ticket_id[1]}"
+
+
+def _parse(text: str) -> Id | None:
+    session_id, _, n = text.rpartition("/")
+    return (session_id, int(n)) if session_id and n.isascii() and n.isdigit() else None
+
+
+def _ms(seconds: float) -> int:
+    return max(0, int(seconds * 1000))
+
+
+def _queue(view: QueueView) -> pb.QueueState:
+    return pb.QueueState(
+        waiting=view.waiting,
+        active=view.active,
+        max_concurrent=view.max_concurrent,
+        max_queue=view.max_queue,
+    )
+
+
+def _model(view: views.GateView) -> pb.ModelQueue:
+    tally = view.tally
+    return pb.ModelQueue(
+        model=view.model,
+        queue=_queue(view.queue),
+        oldest_wait_ms=_ms(view.oldest_wait),
+        instances=[
+            pb.InstanceSlots(
+                instance_id=slot.id,
+                active=slot.active,
+                slots=slot.slots,
+                effective_slots=slot.effective,
+                held_back=slot.held_back,
+            )
+            for slot in view.instances
+        ],
+        ticket_ends={str(kind): count for kind, count in tally.ticket_ends.items()},
+        lease_ends={str(kind): count for kind, count in tally.lease_ends.items()},
+        restated=tally.restated,
+    )
+
+
+def _session(view: views.SessionView) -> pb.SessionInfo:
+    return pb.SessionInfo(
+        session_id=view.id,
+        holder=view.holder,
+        connected=view.connected,
+        silent_ms=_ms(view.silent),
+        waiting=view.waiting,
+        active=view.active,
+    )

@@ -1,0 +1,125 @@
+"""Sections `admission` and `tenants` of the configuration: checked whole, before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tidegate_chassis import config
+from tidegate_chassis.config import Document, Problem, Settings, TelemetrySettings, later
+from tidegate_chassis.kinds import Address, Choice, Duration, Whole
+
+DEFAULT_TENANT = "default"
+_FAIRNESS = "requests are served in the order in which they come"
+_RATES = "no tenant has a rate"
+
+
+class AdmissionSettings(Settings):
+    """Section `admission`: queues, slots and leases."""
+
+    listen: Annotated[str, Address()] = Field(
+        "127.0.0.1:7071", description="Where the service listens: `host:port` or `unix:/path`."
+    )
+    lifecycle_address: Annotated[str, Address(optional=True)] = Field(
+        "", description="Where lifecycle is reached; empty = where `lifecycle.listen` says."
+    )
+    max_concurrent: Annotated[int, Whole(1, 1000)] = Field(
+        50, description="Requests in flight per instance, for models that set none of their own."
+    )
+    max_queue: Annotated[int, Whole(1, 10_000)] = Field(
+        200, description="Requests that may wait per model, for models that set none of their own."
+    )
+    queue_timeout: Annotated[float, Duration("1s", "24h")] = Field(
+        300.0,
+        description="How long a request may wait for a slot. While the model loads, its start deadline "
+        "bounds the wait instead.",
+    )
+    lease_ttl: Annotated[float, Duration("2s", "300s")] = Field(
+        10.0,
+        description="After so much silence of an edge its slots are given to others; three heartbeats long.",
+    )
+    aging: Annotated[float, Duration("1s", "24h")] = later(
+        60.0, _FAIRNESS, "After so long a waiting request rises by one priority band."
+    )
+    metrics_listen: Annotated[str, Address(unix=False, optional=True)] = Field(
+        "", description="Where `/metrics` is served, `host:port`; empty = nowhere."
+    )
+
+
+class TenantSettings(Settings):
+    """One tenant of the section `tenants`."""
+
+    weight: Annotated[int, Whole(1, 1000)] = later(
+        1, _FAIRNESS, "Share of slots and queue, relative to other tenants."
+    )
+    top_priority: Annotated[str, Choice("high", "normal", "low")] = later(
+        "normal", _FAIRNESS, "The highest priority that its requests may have."
+    )
+    requests_per_minute: Annotated[int, Whole(0, 10_000_000)] = later(
+        0, _RATES, "Requests per minute over all edges; 0 = no limit."
+    )
+    tokens_per_minute: Annotated[int, Whole(0, 10_000_000_000)] = later(
+        0, _RATES, "Tokens per minute over all edges; 0 = no limit."
+    )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The configuration as this service uses it."""
+
+    document: Document
+    admission: AdmissionSettings
+    telemetry: TelemetrySettings
+    lifecycle_address: str
+    """Where lifecycle is reached."""
+
+    def effective(self) -> dict[str, Any]:
+        """For the log: the settings in effect, secrets masked."""
+        admission = config.effective(self.admission) | {"lifecycle_address": self.lifecycle_address}
+        return {"admission": admission, "telemetry": config.effective(self.telemetry)}
+
+
+def load(path: str | Path) -> Loaded:
+    """Reads and checks the file; raises ConfigError with every problem found."""
+    loaded, problems = _load(path)
+    config.require(problems)
+    assert loaded is not None
+    return loaded
+
+
+def problems(path: str | Path) -> list[Problem]:
+    """Everything that is wrong or odd with this service's sections; never raises."""
+    return sorted(set(_load(path)[1]))
+
+
+def _load(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
+    document = config.read(path)
+    problems = list(document.problems)
+    admission = config.check(AdmissionSettings, document.section("admission"), "admission", problems)
+    telemetry = config.check(TelemetrySettings, document.section("telemetry"), "telemetry", problems)
+    _check_tenants(document.section("tenants"), problems)
+    if admission is None or telemetry is None:
+        return None, problems
+    if admission.max_concurrent > admission.max_queue:
+        words = "is larger than admission.max_queue: a burst is refused although slots would be free soon"
+        problems.append(Problem("admission.max_concurrent", words, warning=True))
+    address = admission.lifecycle_address or _lifecycle_listen(document)
+    return Loaded(document, admission, telemetry, address), problems
+
+
+def _check_tenants(section: dict[str, Any], problems: list[Problem]) -> None:
+    for name, value in section.items():
+        if name == DEFAULT_TENANT:
+            config.check(TenantSettings, value or {}, f"tenants.{name}", problems)
+        else:
+            words = f"has no function in this version: everybody is the tenant '{DEFAULT_TENANT}'"
+            problems.append(Problem(f"tenants.{name}", words))
+
+
+def _lifecycle_listen(document: Document) -> str:
+    """Where lifecycle listens by the same file; its own check complains when the value is bad."""
+    listen = document.section("lifecycle").get("listen")
+    return listen if isinstance(listen, str) and listen else "127.0.0.1:7072"

@@ -1,0 +1,55 @@
+"""An instance as a gate sees it: how many leases it may have, and the set of those it has."""
+
+from __future__ import annotations
+
+from tidegate_admission.supply import Instance, InstanceState
+from tidegate_admission.ticket import Id, Ticket
+
+
+class Slot:
+    """The slots of one instance. Its gate is its only writer."""
+
+    __slots__ = ("address", "grants", "held_until", "id", "known", "leases", "old", "slots", "state")
+
+    def __init__(self, id: str) -> None:  # noqa: A002 - the field's own word
+        self.id = id
+        self.address = ""
+        self.state = 0
+        self.slots = 0
+        self.old = False
+        """It was there before this process: full while the restart window is open."""
+        self.known = False
+        """Supply has named it; else it is only known from a lease that a session stated."""
+        self.held_until = 0.0
+        """No grants before: somebody couldn't connect to it."""
+        self.leases: dict[Id, Ticket] = {}
+        self.grants = 0
+        """Grants made on it by this process, for lifecycle's last-use stamps."""
+
+    def update(self, instance: Instance, max_concurrent: int) -> None:
+        """Takes in what supply says; READY in a newer report confirms an instance that was held back."""
+        self.address, self.state = instance.address, instance.state
+        self.slots = min(instance.slots, max_concurrent) if instance.slots else max_concurrent
+        self.old = instance.old if not self.known else self.old
+        self.known = True
+        if instance.state == InstanceState.READY:
+            self.held_until = 0.0
+
+    def effective(self, now: float, guarded: bool) -> int:
+        """Leases it may have now."""
+        if self.state != InstanceState.READY or self.held_until > now or (guarded and self.old):
+            return 0
+        return self.slots + 1
+
+    def held_back(self, now: float, guarded: bool) -> str:
+        """Why there are no grants on it now, for people; empty = there are."""
+        if self.state != InstanceState.READY:
+            return "it is not ready"
+        if self.held_until > now:
+            return "a connection to it failed; waiting for lifecycle to confirm it"
+        if guarded and self.old:
+            return "admission has restarted; waiting for the edges to state their leases"
+        return ""
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.id} state={self.state} {len(self.leases)}/{self.slots}>"

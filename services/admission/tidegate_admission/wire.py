@@ -1,0 +1,100 @@
+"""The session's messages: what they mean to the dispatcher, and how answers are written.
+
+The hot path of the service. Answers are written straight into the response that goes out next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import grpc
+
+from tidegate.admission.v1 import admission_pb2 as pb
+from tidegate_admission.dispatcher import Dispatcher
+from tidegate_admission.session import Held, Hello, Session
+from tidegate_admission.ticket import Band, Outcome, Ticket
+from tidegate_chassis.errors import Refused
+
+MAX_SESSION_ID = 64
+MAX_STATED = 200_000
+"""Ids in one Hello or statement: far more than an edge has connections."""
+
+
+def invalid(message: str) -> Refused:
+    """The session breaks the contract."""
+    return Refused(grpc.StatusCode.INVALID_ARGUMENT, "REASON_INVALID", message)
+
+
+class HelloParts:
+    """Collects a Hello that comes in parts; nothing of it counts before the last one."""
+
+    def __init__(self) -> None:
+        self._first: pb.Hello | None = None
+        self._held: list[Held] = []
+        self._waiting: list[Ticket] = []
+
+    def add(self, part: pb.Hello, now: float) -> Hello | None:
+        """Takes a part in; gives the whole with the last one. Raises Refused for a part that doesn't fit."""
+        first = self._first = self._first or part
+        if not 0 < len(part.session_id) <= MAX_SESSION_ID or part.stream_seq == 0:
+            raise invalid(f"a Hello needs a session_id of 1 to {MAX_SESSION_ID} characters and a stream_seq")
+        if (part.session_id, part.stream_seq) != (first.session_id, first.stream_seq):
+            raise invalid("all parts of a Hello must be of one session and one stream")
+        self._held += held(part.held)
+        self._waiting += [_restated(part.session_id, item, now) for item in part.waiting]
+        if len(self._held) + len(self._waiting) > MAX_STATED:
+            raise invalid(f"a Hello may state at most {MAX_STATED} ids")
+        if not part.last:
+            return None
+        return Hello(part.session_id, part.stream_seq, first.holder, tuple(self._held), tuple(self._waiting))
+
+
+def operations(dispatcher: Dispatcher, session: Session, message: pb.Operations, now: float) -> None:
+    """Carries out a batch of verbs in its order, then lets the gates decide once."""
+    session_id = session.id
+    for operation in message.operations:
+        verb = operation.WhichOneof("verb")
+        if verb == "acquire":
+            dispatcher.acquire(session, _ticket(session_id, operation.acquire, now), now)
+        elif verb == "done":
+            done = operation.done
+            dispatcher.done(session, done.n, done.outcome or Outcome.OK, now)
+        elif verb == "move":
+            move = operation.move
+            dispatcher.move(session, move.n, move.not_instance_id, move.outcome, move.moves, now)
+    dispatcher.settle(now)
+
+
+def held(items: Iterable[pb.HeldLease]) -> list[Held]:
+    """Stated leases."""
+    return [
+        Held(item.n, item.model, item.instance_id, item.tenant, item.age_ms / 1000, item.moves)
+        for item in items
+    ]
+
+
+def _ticket(session_id: str, acquire: pb.Acquire, now: float) -> Ticket:
+    deadline_ms = acquire.deadline_ms
+    catalog = acquire.catalog_generation
+    return Ticket(
+        (session_id, acquire.n),
+        acquire.model,
+        now,
+        acquire.tenant,
+        acquire.band or Band.NORMAL,
+        now + deadline_ms / 1000 if deadline_ms else math.inf,
+        (catalog.incarnation, catalog.n),
+        acquire.token_estimate,
+        acquire.affinity,
+        acquire.trace_parent,
+        acquire.wants_progress,
+    )
+
+
+def _restated(session_id: str, item: pb.WaitingTicket, now: float) -> Ticket:
+    ticket = _ticket(session_id, item.acquire, now)
+    ticket.arrived = now - item.age_ms / 1000
+    ticket.moves = item.moves
+    ticket.excluded = frozenset(item.excluded_instance_ids)
+    return ticket

@@ -1,0 +1,208 @@
+"""Logs, traces and the metrics port, set up once per process. What fails here never fails a request."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from prometheus_client import CollectorRegistry, start_http_server
+
+from tidegate_chassis.config import TelemetrySettings
+
+_KINDS = {
+    "server": SpanKind.SERVER,
+    "client": SpanKind.CLIENT,
+    "internal": SpanKind.INTERNAL,
+    "consumer": SpanKind.CONSUMER,
+}
+_provider: TracerProvider | None = None
+_tracer: trace.Tracer = trace.NoOpTracer()
+
+
+def set_up(service: str, settings: TelemetrySettings) -> None:
+    """Starts logging and, when an endpoint is set, tracing. Call it once, after any fork."""
+    _set_up_logs(service, settings)
+    global _provider, _tracer
+    if not settings.otlp_endpoint:
+        return
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    logging.getLogger("opentelemetry").setLevel(
+        logging.CRITICAL
+    )  # a dead collector is no news, again and again
+    exporter = OTLPSpanExporter(
+        endpoint=settings.otlp_endpoint, insecure=not settings.otlp_endpoint.startswith("https"), timeout=3
+    )
+    _provider = TracerProvider(
+        sampler=ParentBased(TraceIdRatioBased(settings.sample)),
+        resource=Resource.create({"service.name": f"tidegate-{service}"}),
+        shutdown_on_exit=False,
+    )
+    _provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
+    _tracer = _provider.get_tracer("tidegate")
+
+
+def shut_down() -> None:
+    """Sends what is left, for at most 3 s. Blocks: call it after the loop has ended."""
+    if _provider is not None:
+        flusher = threading.Thread(target=_provider.shutdown, daemon=True)
+        flusher.start()
+        flusher.join(3)
+    _sink.flush(1.0)
+
+
+def traced() -> bool:
+    """Whether spans go anywhere at all."""
+    return _provider is not None
+
+
+def start_span(
+    name: str,
+    parent: str = "",
+    kind: Literal["server", "client", "internal", "consumer"] = "internal",
+    start_ns: int | None = None,
+    attributes: dict[str, Any] | None = None,
+) -> Span:
+    """A span that the caller ends. `parent` is a W3C traceparent; empty = a new trace.
+
+    `start_ns` (wall clock, nanoseconds) makes a span at its end, for waits that would hold it in memory.
+    """
+    context = trace.set_span_in_context(trace.NonRecordingSpan(_parse(parent)))
+    return _tracer.start_span(name, context, _KINDS[kind], attributes or {}, start_time=start_ns)
+
+
+@contextlib.contextmanager
+def span(
+    name: str, parent: str = "", kind: Literal["server", "client", "internal"] = "internal"
+) -> Iterator[Span]:
+    """A span around a block; an exception marks it as failed, by its type alone."""
+    current = start_span(name, parent, kind)
+    try:
+        yield current
+    except BaseException as error:
+        fail_span(current, type(error).__name__)
+        raise
+    finally:
+        current.end()
+
+
+def fail_span(current: Span, reason: str) -> None:
+    """Marks a span as failed for a reason (an enum's name or an exception's type, never a text of users)."""
+    current.set_status(Status(StatusCode.ERROR, reason))
+    current.set_attribute("error.type", reason)
+
+
+def traceparent(current: Span) -> str:
+    """The W3C traceparent of a span; "" when it isn't part of a trace."""
+    context = current.get_span_context()
+    if not context.is_valid:
+        return ""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def _parse(text: str) -> SpanContext:
+    """A traceparent's context; an invalid one (which starts a new trace) when it is malformed."""
+    parts = text.split("-")
+    try:
+        if len(parts) < 4 or [len(part) for part in parts[:4]] != [2, 32, 16, 2]:
+            return trace.INVALID_SPAN_CONTEXT
+        flags = TraceFlags(int(parts[3], 16))
+        return SpanContext(int(parts[1], 16), int(parts[2], 16), is_remote=True, trace_flags=flags)
+    except ValueError:
+        return trace.INVALID_SPAN_CONTEXT
+
+
+def serve_metrics(listen: str, registry: CollectorRegistry) -> None:
+    """Serves /metrics on `host:port` from a thread of its own; nothing when `listen` is empty."""
+    if listen:
+        host, _, port = listen.rpartition(":")
+        start_http_server(int(port), host.strip("[]"), registry)
+
+
+class _Sink:
+    """Log lines go through a bounded queue to stderr: a blocked terminal or pipe must not block the loop."""
+
+    def __init__(self) -> None:
+        self._lines: queue.Queue[str] = queue.Queue(10_000)
+        self.dropped = 0
+        self._thread = threading.Thread(target=self._write, daemon=True, name="log")
+
+    def start(self) -> None:
+        if not self._thread.is_alive():
+            self._thread.start()
+
+    def write(self, text: str) -> int:
+        try:
+            self._lines.put_nowait(text)
+        except queue.Full:
+            self.dropped += 1
+        return len(text)
+
+    def flush(self, timeout: float = 0.0) -> None:
+        """Waits up to `timeout` seconds for the lines so far to be written."""
+        if timeout and self._thread.is_alive():
+            done = threading.Thread(target=self._lines.join, daemon=True)
+            done.start()
+            done.join(timeout)
+
+    def _write(self) -> None:
+        while True:
+            text = self._lines.get()
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(text)
+                sys.stderr.flush()
+            self._lines.task_done()
+
+
+_sink = _Sink()
+
+
+def _set_up_logs(service: str, settings: TelemetrySettings) -> None:
+    _sink.start()
+    json_lines = settings.log_format == "json"
+    level = getattr(logging, settings.log_level.upper())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    render: Any = (
+        structlog.processors.JSONRenderer()
+        if json_lines
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[*shared, _named(service), render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=_sink),  # type: ignore[arg-type]
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(_sink)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _named(service), render],
+            foreign_pre_chain=shared,
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _named(service: str) -> Any:
+    def add(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+        event["service"] = service
+        return event
+
+    return add

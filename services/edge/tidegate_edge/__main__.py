@@ -1,0 +1,92 @@
+"""The edge as a process: `python -m tidegate_edge --config FILE [--check]`."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+
+import structlog
+
+from tidegate_chassis import process, telemetry
+from tidegate_chassis.config import effective
+from tidegate_edge.app import App
+from tidegate_edge.catalog import Catalog
+from tidegate_edge.relay import DRAINING, Relay
+from tidegate_edge.server import HttpServer
+from tidegate_edge.session import Session
+from tidegate_edge.settings import Loaded, load, problems
+from tidegate_edge.shared import Edge
+from tidegate_edge.status import Status
+from tidegate_edge.upstream import Upstream
+
+log = structlog.get_logger("tidegate.edge")
+
+_DRAIN = 5.0
+"""Seconds that running requests have at the end."""
+_LAST = 0.5
+"""Seconds for each step after that; the process is gone within 7 s of the signal."""
+
+
+async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
+    """Serves until `stop` is set, then drains. What a link to another service dies of is raised: fatal."""
+    settings = loaded.edge
+    session = Session(settings.admission_address, settings.control_grace)
+    catalog = Catalog(settings.lifecycle_address)
+    upstream = Upstream(settings.connect_timeout)
+    edge = Edge(settings, session, catalog, upstream)
+    status = Status(settings.admission_address, settings.lifecycle_address)
+    server = HttpServer(App(edge, status), settings.listen)
+    links = [asyncio.create_task(session.run()), asyncio.create_task(catalog.run())]
+    try:
+        url = await server.start()
+        await asyncio.to_thread(telemetry.serve_metrics, settings.metrics_listen, edge.metrics.registry)
+        line = f"listening on {url}"
+        log.info(line)
+        waits = [asyncio.create_task(stop.wait()), asyncio.create_task(server.ended()), *links]
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in waits[:2]:
+            task.cancel()
+        if not stop.is_set():
+            for task in done:
+                task.result()
+            raise RuntimeError("a part of the edge has ended by itself")
+        await _drain(edge)
+    finally:
+        await asyncio.gather(session.close(_LAST), server.stop(1.0))
+        for link in links:
+            link.cancel()
+        await asyncio.wait(links, timeout=_LAST)
+        await upstream.close()
+        await status.close()
+
+
+async def _drain(edge: Edge) -> None:
+    """No new requests; running ones have a while, then end with an error."""
+    edge.draining = True
+    log.info("draining", in_flight=len(edge.relays))
+    if not await edge.relays.gone(_DRAIN):
+        log.warning("ending what still runs", in_flight=len(edge.relays))
+        for relay in edge.relays.now():
+            if isinstance(relay, Relay):
+                relay.interrupt(DRAINING)
+        await edge.relays.gone(_LAST)
+
+
+def main() -> int:
+    """Runs the service; returns its exit status."""
+    path = process.command_line("edge", problems)
+    loaded = load(path)
+    telemetry.set_up("edge", loaded.telemetry)
+    log.info("settings", edge=effective(loaded.edge), telemetry=effective(loaded.telemetry))
+    # What was imported is never garbage; looking at it in every full collection is a pause for all streams.
+    gc.freeze()
+    gc.set_threshold(5_000, 20, 20)
+    try:
+        return process.run(lambda stop: serve(loaded, stop))
+    finally:
+        telemetry.shut_down()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

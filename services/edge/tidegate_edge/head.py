@@ -1,0 +1,126 @@
+"""Header fields: what is read of a request's, what is passed on, what the edge adds. Pure."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+
+from tidegate_edge.envelope import Failure
+from tidegate_edge.ticket import QueueView
+
+Headers = list[tuple[bytes, bytes]]
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_HOP_BY_HOP = frozenset(
+    (
+        b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection",
+        b"te", b"trailer", b"transfer-encoding", b"upgrade",
+    )
+)  # fmt: skip
+_READ = frozenset(
+    (
+        b"host", b"content-length", b"expect", b"x-request-id", b"traceparent", b"x-tidegate-deadline-ms",
+        b"content-type", b"content-encoding", b"accept-encoding",
+    )
+)  # fmt: skip
+_SPECIAL = _HOP_BY_HOP | _READ
+_SET_HERE = _HOP_BY_HOP | {
+    b"x-request-id", b"x-queue-depth", b"x-max-concurrent", b"x-max-queue-size", b"x-tidegate-queue-ms",
+    b"x-tidegate-instance",
+}  # fmt: skip
+_LONGEST_DEADLINE = 86_400_000
+
+
+@dataclass(slots=True)
+class Head:
+    """A request's header fields, read once."""
+
+    request_id: bytes
+    """The caller's when it is sane, else a new one."""
+    forward: Headers
+    """End-to-end fields for the model server, as they came."""
+    content_type: bytes = b""
+    content_length: int = -1
+    """Bytes, -1 = not told."""
+    trace_parent: bytes = b""
+    accept_encoding: bytes = b""
+    deadline: float = 0.0
+    """The caller's own, in seconds from now; 0 = none."""
+
+    def to_server(self, trace_parent: str, plain: bool) -> Headers:
+        """The fields for one attempt. `plain`: the answer must not be compressed, because it goes into a
+        stream whose head has been sent."""
+        fields = [*self.forward, (b"x-request-id", self.request_id)]
+        parent = trace_parent.encode() or self.trace_parent
+        if parent:
+            fields.append((b"traceparent", parent))
+        if self.accept_encoding and not plain:
+            fields.append((b"accept-encoding", self.accept_encoding))
+        return fields
+
+
+def read_head(headers: Headers) -> Head:
+    """Reads a request's fields. Raises Failure (400)."""
+    head = Head(b"", [])
+    forward = head.forward
+    named: tuple[bytes, ...] = ()
+    for field in headers:
+        name, value = field
+        if name not in _SPECIAL:
+            forward.append(field)
+        elif name == b"content-type":
+            head.content_type = value
+            forward.append(field)
+        elif name == b"content-length":
+            head.content_length = int(value) if value.isdigit() and len(value) < 19 else -1
+        elif name == b"x-request-id":
+            head.request_id = value if _REQUEST_ID.fullmatch(value) else b""
+        elif name == b"accept-encoding":
+            head.accept_encoding = value
+        elif name == b"traceparent":
+            head.trace_parent = value
+        elif name == b"connection":
+            named = tuple(token.strip().lower() for token in value.split(b","))
+        elif name == b"x-tidegate-deadline-ms":
+            if not value.isdigit() or not 0 < int(value[:12]) <= _LONGEST_DEADLINE:
+                raise Failure("invalid_header", "x-tidegate-deadline-ms must be 1 to 86400000.")
+            head.deadline = int(value) / 1000
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            raise Failure("unsupported_encoding", "Compressed request bodies are not supported.")
+    if named:
+        head.forward = [field for field in forward if field[0] not in named]
+    head.request_id = head.request_id or secrets.token_hex(16).encode()
+    return head
+
+
+def to_client(headers: Headers, own: Headers) -> Headers:
+    """A model server's response fields without those of its connection, and with the edge's own."""
+    named: tuple[bytes, ...] = ()
+    kept = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower not in _SET_HERE:
+            kept.append((lower, value))
+        elif lower == b"connection":
+            named = tuple(token.strip().lower() for token in value.split(b","))
+    if named:
+        kept = [field for field in kept if field[0] not in named]
+    return kept + own
+
+
+def queue_fields(queue: QueueView) -> Headers:
+    """The state of the model's queue."""
+    return [
+        (b"x-queue-depth", b"%d" % queue.waiting),
+        (b"x-max-concurrent", b"%d" % queue.max_concurrent),
+        (b"x-max-queue-size", b"%d" % queue.max_queue),
+    ]
+
+
+def field(headers: Headers, wanted: bytes) -> bytes:
+    """A field's value, lower-case; empty = it isn't there."""
+    for name, value in headers:
+        if name.lower() == wanted:
+            return value.lower()
+    return b""

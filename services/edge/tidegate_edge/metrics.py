@@ -1,0 +1,91 @@
+"""All metrics of the edge. Labels are bounded: models of the catalogue, statuses, reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class Metrics:
+    """The edge's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        one = self.registry
+        self._requests = Counter(
+            "tidegate_edge_requests", "Requests that ended.", ["model", "status", "outcome"], registry=one
+        )
+        self._refusals = Counter(
+            "tidegate_edge_refusals", "Errors of the edge's own.", ["code"], registry=one
+        )
+        self._duration = Histogram(
+            "tidegate_edge_request_duration_seconds",
+            "From a request's arrival to the end of its answer.",
+            ["model"], buckets=_SECONDS, registry=one,
+        )  # fmt: skip
+        self._first = Histogram(
+            "tidegate_edge_time_to_first_byte_seconds",
+            "From a request's arrival to the first byte of the model server's answer.",
+            ["model"], buckets=_SECONDS, registry=one,
+        )  # fmt: skip
+        self._queue = Histogram(
+            "tidegate_edge_queue_wait_seconds",
+            "From a ticket to its grant.",
+            ["model"], buckets=_SECONDS, registry=one,
+        )  # fmt: skip
+        self._tokens = Counter(
+            "tidegate_edge_tokens", "Tokens relayed.", ["model", "direction"], registry=one
+        )
+        self._retries = Counter(
+            "tidegate_edge_retries", "Connection failures that were tried again.", ["model"], registry=one
+        )
+        self._connections = Counter(
+            "tidegate_edge_upstream_requests",
+            "Requests sent to model servers, by whether their connection was a kept one.",
+            ["connection"], registry=one,
+        )  # fmt: skip
+        # Looking a labelled metric up costs more than counting it.
+        self.requests = lru_cache(4096)(lambda *labels: self._requests.labels(*labels).inc)
+        self.refused = lru_cache(256)(lambda code: self._refusals.labels(code).inc)
+        self.duration = lru_cache(1024)(lambda model: self._duration.labels(model).observe)
+        self.first_byte = lru_cache(1024)(lambda model: self._first.labels(model).observe)
+        self.queue_wait = lru_cache(1024)(lambda model: self._queue.labels(model).observe)
+        self.tokens = lru_cache(2048)(lambda *labels: self._tokens.labels(*labels).inc)
+        self.retried = lru_cache(1024)(lambda model: self._retries.labels(model).inc)
+        self.upstream = lru_cache(2)(
+            lambda reused: self._connections.labels("reused" if reused else "new").inc
+        )
+
+    def watch(self, gauges: Callable[[], dict[str, float]]) -> None:
+        """Gauges that are read when asked for: sizes of sets, never numbers kept beside them."""
+        self.registry.register(_Gauges(gauges))
+
+    def text(self) -> bytes:
+        """Everything, as Prometheus reads it."""
+        return generate_latest(self.registry)
+
+
+class _Gauges(Collector):
+    _HELP = {  # noqa: RUF012 - never changed
+        "in_flight": "Requests being worked on.",
+        "buffered_bytes": "Request bodies held.",
+        "tickets": "Tickets that wait, by this edge's session.",
+        "leases": "Leases held, by this edge's session.",
+        "session_connected": "1 when admission has welcomed the session's stream.",
+        "draining": "1 when the edge is stopping.",
+    }
+
+    def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:
+        self._gauges = gauges
+
+    def collect(self) -> Iterable[Metric]:
+        for name, value in self._gauges().items():
+            family = GaugeMetricFamily(f"tidegate_edge_{name}", self._HELP[name])
+            family.add_metric([], value)
+            yield family

@@ -1,0 +1,403 @@
+"""One request's life: body, ticket, grant, model server, answer.
+
+Ways to end, all of them through `_release`, which is synchronous and closes the model server's connection
+before it gives the slot back:
+  1. the model server's response has ended (not: a slow client has read it)
+  2. an error of the edge's own (`Failure`), or admission refused
+  3. from outside: the client left, a time limit passed, the lease was lost, the process drains. These cancel
+     the task once, with the cause noted first; a cancellation without a cause is the process ending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from tidegate_edge.answer import Answer, Cut
+from tidegate_edge.catalog import Model
+from tidegate_edge.envelope import Failure, loss, refusal, upstream_error
+from tidegate_edge.head import Head, Headers, field, queue_fields, to_client
+from tidegate_edge.multipart import is_multipart, read_multipart
+from tidegate_edge.record import Record
+from tidegate_edge.request import Body, read_json
+from tidegate_edge.shared import Edge
+from tidegate_edge.sockets import hang_up
+from tidegate_edge.ticket import Grant, Outcome, Ticket, TicketRefused
+from tidegate_edge.upstream import Broken, ConnectFailed, Reply
+from tidegate_edge.usage import Tail
+from tidegate_edge.waiting import Waiting, describe
+from tidegate_edge.watchdog import Watchdog
+
+log = structlog.get_logger("tidegate.edge")
+
+_SESSION_PATIENCE = 5.0
+"""Seconds that a new request waits for admission."""
+_LAST_WORD = 5.0
+"""Seconds that a client has to take an error at the end of its stream."""
+_LARGEST_ERROR = 65536
+"""Bytes of a model server's error that are put into a stream."""
+_MARKED = frozenset((b"/v1/chat/completions", b"/v1/completions"))
+"""Routes whose streams end with [DONE]."""
+
+GONE, STUCK, SILENT, SLOW_BODY, DRAINING = "gone", "stuck", "silent", "slow body", "draining"
+
+
+class Relay:
+    """One request. `run` is its task."""
+
+    def __init__(self, edge: Edge, scope: Any, receive: Any, send: Any, head: Head, path: bytes) -> None:
+        self._edge = edge
+        self._scope = scope
+        self._receive = receive
+        self._head = head
+        self._path = path
+        self._answer = Answer(send, path)
+        self._record = Record(edge.metrics, scope["method"], path, head)
+        settings = edge.settings
+        grain = min(settings.write_timeout, settings.stream_idle_timeout, settings.response_timeout)
+        self._dog = Watchdog(grain, self.interrupt)
+        self._task: asyncio.Task[Any] | None = None
+        self._cause: str | Failure | None = None
+        self._closing = False
+        self._departure: Any = None
+        self._own: Headers = [(b"x-request-id", head.request_id)]
+        self._body: Body | None = None
+        self._ticket: Ticket | None = None
+        self._outcome = Outcome.CLIENT_GONE
+        self._waiting: Waiting | None = None
+        self._reply: Reply | None = None
+        self._tail = Tail()
+        self._rest = b""
+        self._ended = False
+        """The model server's response is complete."""
+        self._torn = False
+        """It ended where it should not have."""
+
+    def interrupt(self, cause: str | Failure) -> None:
+        """Ends the request from outside. The first cause counts; at the end none does any more."""
+        if self._cause is None and not self._closing and self._task is not None:
+            self._cause = cause
+            self._task.cancel()
+
+    async def run(self) -> None:
+        """Serves the request. Raises Cut when the client must see a truncated answer."""
+        self._task = asyncio.current_task()
+        self._edge.relays.add(self)
+        try:
+            await self._serve()
+        except Failure as failure:
+            await self._fail(failure)
+        except asyncio.CancelledError:
+            if self._cause is None or self._task is None:
+                self._record.outcome = "cancelled"
+                raise
+            self._task.uncancel()
+            await self._interrupted(self._cause)
+        except Cut:
+            raise
+        except Exception:  # a bug of ours ends one request, with its slot given back, not the process
+            log.exception("a request failed", request_id=self._head.request_id.decode())
+            await self._fail(Failure("internal_error", "An internal error; the service's log tells more."))
+        finally:
+            self._closing = True
+            self._release()
+            self._edge.relays.discard(self)
+            self._record.close(self._answer.status, self._tail)
+
+    async def _serve(self) -> None:
+        raw = await self._read_body()
+        self._watch_client()
+        content_type = self._head.content_type
+        body = read_multipart(raw, content_type) if is_multipart(content_type) else read_json(raw)
+        self._body = body
+        if not self._edge.catalog.known:
+            raise Failure("server_is_overloaded", "The catalogue of models is not known yet.", retry_after=2)
+        model = self._edge.catalog.find(body.model)
+        if model is None:
+            message = f"The model `{body.model[:128]}` does not exist."
+            raise Failure("model_not_found", message, param="model")
+        self._record.model = model.name
+        if not await self._edge.session.available(_SESSION_PATIENCE):
+            raise Failure("server_is_overloaded", "Admission can't be reached.", retry_after=5)
+        self._offer(model, body)
+        reply = await self._obtain(model, body)
+        if self._waiting is not None:
+            await self._waiting.stop()
+        await self._pass_on(reply)
+
+    # The request.
+
+    async def _read_body(self) -> bytes:
+        """The whole body. Raises Failure (408, 413, 503)."""
+        limit = self._edge.settings.max_body
+        if self._head.content_length > limit:
+            raise _too_large(limit)
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            self._dog.expect(self._edge.settings.write_timeout, SLOW_BODY)
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.interrupt(GONE)
+                await asyncio.sleep(0)
+            piece = message.get("body", b"")
+            if piece:
+                pieces.append(piece)
+                size += len(piece)
+                if size > limit:
+                    raise _too_large(limit)
+                self._edge.bodies.hold(self, size)
+            if not message.get("more_body"):
+                self._dog.rest()
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _watch_client(self) -> None:
+        """From now on the next message is http.disconnect, in whatever phase it comes. granian's `receive`
+        gives a future, so that this costs no task."""
+        coming = self._receive()
+        if not hasattr(coming, "add_done_callback"):
+            coming = asyncio.ensure_future(coming)
+        self._departure = coming
+        coming.add_done_callback(self._departed)
+
+    def _departed(self, _: Any) -> None:
+        self._departure = None
+        self.interrupt(GONE)
+
+    # The slot.
+
+    def _offer(self, model: Model, body: Body) -> None:
+        edge, settings = self._edge, self._edge.settings
+        comments = body.stream and settings.keepalive_after > 0
+        self._ticket = edge.session.acquire(
+            model.name,
+            deadline=self._head.deadline,
+            catalog_generation=edge.catalog.generation,
+            token_estimate=min(len(body.raw) // 4 + body.max_tokens, 2**32 - 1),
+            trace_parent=self._record.trace_parent,
+            wants_progress=comments,
+        )
+        self._ticket.on_lost(lambda reason: self.interrupt(loss(reason)))
+        if comments:
+            self._waiting = Waiting(self._answer, settings.keepalive_after, self._comment, self._own)
+
+    def _comment(self) -> str:
+        waiting = self._ticket is not None and self._record.instance == ""
+        return describe(self._record.model, self._ticket.progress) if waiting and self._ticket else "working"
+
+    async def _granted(self) -> Grant:
+        assert self._ticket is not None, "a ticket was offered"
+        self._dog.rest()  # admission ends this wait by the ticket's deadline
+        offered = self._dog.now()
+        try:
+            grant = await self._ticket.granted()
+        except TicketRefused as refused:
+            self._own += queue_fields(refused.queue)
+            raise refusal(refused.reason, refused.message, refused.retry_after) from None
+        finally:
+            self._record.queued += self._dog.now() - offered
+        self._record.instance = grant.instance_id
+        return grant
+
+    async def _obtain(self, model: Model, body: Body) -> Reply:
+        """The head of a model server's response.
+
+        1. Wait for a grant. 2. The instance that has just failed is given time; another one is used at once.
+        3. No connection, and attempts are left: give the slot back, and again from 1. Otherwise 502.
+        """
+        retries, ticket = self._edge.settings.retries, self._ticket
+        assert ticket is not None, "a ticket was offered"
+        delay, failed, not_before = retries.delay, "", 0.0
+        for left in range(retries.attempts - 1, -1, -1):
+            grant = await self._granted()  # 1
+            pause = not_before - self._dog.now()
+            if grant.instance_id == failed and pause > 0:
+                await asyncio.sleep(pause)  # 2
+            try:
+                return await self._open(grant, model, body)
+            except ConnectFailed:
+                if left:  # 3
+                    failed, not_before = grant.instance_id, self._dog.now() + delay
+                    delay *= retries.factor
+                    self._record.retried()
+                    ticket.move(grant.instance_id, Outcome.CONNECT_FAILED)
+            except Broken:
+                self._outcome = Outcome.UPSTREAM_ERROR
+                raise Failure("upstream_error", "The model server's answer was no valid HTTP.") from None
+        self._outcome = Outcome.CONNECT_FAILED
+        raise Failure("upstream_error", "No connection to the model server could be made.")
+
+    async def _open(self, grant: Grant, model: Model, body: Body) -> Reply:
+        scope, begun = self._scope, self._waiting is not None
+        query = scope["query_string"]
+        url = (
+            grant.address.rstrip("/") + self._path.decode() + ("?" + query.decode("latin-1") if query else "")
+        )
+        parent = self._record.attempt(grant)
+        headers = self._head.to_server(parent, plain=begun)
+        content = body.rewritten(model.upstream_model, model.request_defaults)
+        self._dog.expect(self._edge.settings.response_timeout, SILENT)
+        try:
+            reply = await self._edge.upstream.open(scope["method"], url, headers, content)
+        except (ConnectFailed, Broken) as error:
+            self._record.attempt_failed(str(error))
+            raise
+        self._reply = reply
+        self._record.answered(reply.status, reply.reused)
+        self._body = None
+        self._edge.bodies.drop(self)
+        self._own += queue_fields(grant.queue)
+        self._own.append((b"x-tidegate-queue-ms", b"%d" % (self._record.queued * 1000)))
+        self._own.append((b"x-tidegate-instance", grant.instance_id.encode()))
+        return reply
+
+    # The answer.
+
+    async def _pass_on(self, reply: Reply) -> None:
+        self._outcome = (
+            Outcome.BACKPRESSURE
+            if reply.status in (429, 503)
+            else Outcome.UPSTREAM_ERROR
+            if reply.status >= 500
+            else Outcome.OK
+        )
+        kind = field(reply.headers, b"content-type")
+        events = kind.startswith(b"text/event-stream")
+        self._record.events = events
+        reply.on_end(self._upstream_ended)
+        answer = self._answer
+        try:
+            if answer.begun:
+                if reply.status != 200 or not events:
+                    await self._error_into_stream(reply)
+                    return
+            else:
+                headers = to_client(reply.headers, self._own)
+                if self._ended and not self._torn:
+                    await answer.whole(reply.status, headers, self._rest)
+                    return
+                if events and not field(headers, b"x-accel-buffering"):
+                    headers.append((b"x-accel-buffering", b"no"))
+                plain = (
+                    events
+                    and not field(headers, b"content-length")
+                    and not field(headers, b"content-encoding")
+                )
+                await answer.start(reply.status, headers, events=plain)
+            await self._stream(reply)
+        except Broken:
+            self._outcome = Outcome.UPSTREAM_ERROR
+            raise Failure("upstream_error", "The model server broke off its answer.") from None
+
+    async def _stream(self, reply: Reply) -> None:
+        """The hot loop: per chunk two awaits and no task, no timer, no copy."""
+        settings, dog, session = self._edge.settings, self._dog, self._edge.session
+        now, read, more, feed = dog.now, reply.read, self._answer.more, self._tail.feed
+        idle, write = settings.stream_idle_timeout, settings.write_timeout
+        while True:
+            dog.limit, dog.cause, dog.since = idle, SILENT, now()
+            chunk = await read()
+            if not chunk:
+                break
+            feed(chunk)
+            if not session.steady:
+                dog.rest()
+                await session.steadied()
+            dog.limit, dog.cause, dog.since = write, STUCK, now()
+            await more(chunk)
+        if self._torn:
+            raise Broken("no end mark")
+        dog.expect(write, STUCK)
+        await self._answer.end(self._rest)
+
+    def _upstream_ended(self) -> None:
+        """The last byte has come from the model server, though the client may not have read it: the slot is
+        free. What was not read yet (bounded by the client's buffers) is taken over here."""
+        reply = self._reply
+        if reply is None or self._ended:
+            return
+        self._ended = True
+        self._rest = reply.rest()
+        if self._rest:
+            self._tail.feed(self._rest)
+        # Without a length or chunks a stream that was cut looks like one that ended, but for its end mark.
+        if self._record.events and reply.open_ended and self._path in _MARKED and not self._tail.marked():
+            self._torn = True
+            self._outcome = Outcome.UPSTREAM_ERROR
+        if self._cause is None:
+            self._release()
+
+    async def _error_into_stream(self, reply: Reply) -> None:
+        """The head of a stream is out, but the model server answered with something else."""
+        self._dog.expect(self._edge.settings.stream_idle_timeout, SILENT)
+        content = b""
+        while chunk := await reply.read():
+            content += chunk
+            if len(content) > _LARGEST_ERROR:
+                break
+        content += self._rest
+        self._release()
+        self._dog.expect(self._edge.settings.write_timeout, STUCK)
+        await self._answer.fail_in_stream(upstream_error(reply.status, content))
+
+    # The end.
+
+    def _release(self) -> None:
+        """Closes the model server's connection, then gives the slot back. May be called again."""
+        reply, ticket = self._reply, self._ticket
+        if reply is not None and not self._ended:
+            reply.close()
+        if ticket is not None:
+            prompt, completion, estimated = self._record.tokens(self._tail)
+            ticket.done(self._outcome, prompt, completion, estimated)
+        self._edge.bodies.drop(self)
+        if self._waiting is not None and self._closing:
+            self._waiting.abandon()
+        if self._closing:
+            self._dog.stop()
+            if isinstance(self._departure, asyncio.Task):  # granian's own future ends with the response
+                self._departure.cancel()
+
+    async def _interrupted(self, cause: str | Failure) -> None:
+        """What an end from outside means, for admission and for the client."""
+        self._outcome = Outcome.TIMEOUT if cause == SILENT else Outcome.CLIENT_GONE
+        if cause == GONE:
+            self._record.outcome = "client_gone"
+        elif cause == STUCK:
+            self._record.outcome = "client_stuck"
+            self._closing = True
+            self._release()
+            await self._hang_up()
+        elif isinstance(cause, Failure):
+            await self._fail(cause)
+        elif cause == SILENT:
+            await self._fail(Failure("upstream_timeout", "The model server was silent for too long."))
+        elif cause == SLOW_BODY:
+            await self._fail(Failure("request_timeout", "The request's body came too slowly."))
+        else:
+            await self._fail(Failure("draining", "The service is stopping; try again."))
+
+    async def _fail(self, failure: Failure) -> None:
+        self._closing = True
+        self._release()
+        self._record.fail(failure.code)
+        if self._waiting is not None and not self._answer.begun:
+            self._waiting.abandon()
+        try:
+            async with asyncio.timeout(_LAST_WORD):
+                if self._waiting is not None and self._answer.begun:
+                    await self._waiting.stop()
+                await self._answer.fail(failure, self._own)
+        except TimeoutError:
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        host, port = self._scope["client"]
+        await asyncio.to_thread(hang_up, (host, int(port)))
+        raise Cut
+
+
+def _too_large(limit: int) -> Failure:
+    return Failure("body_too_large", f"The body is larger than {limit} bytes.")

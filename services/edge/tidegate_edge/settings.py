@@ -1,0 +1,187 @@
+"""Section `edge` of the configuration, and what else the edge reads of it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from tidegate_chassis import config
+from tidegate_chassis.config import ConfigError, Document, Problem, Settings, TelemetrySettings, later
+from tidegate_chassis.kinds import Address, Choice, Duration, Kind, Number, Size, Whole
+
+ADMISSION_LISTEN = "127.0.0.1:7071"
+LIFECYCLE_LISTEN = "127.0.0.1:7072"
+_ROUTE = re.compile(r"(POST|PUT) (/[A-Za-z0-9._~-]+)+")
+_OPERATING = re.compile(
+    r"/(sleep|wake_up|is_sleeping|collective_rpc|release_kv_cache_memory|server_info|reset_\w+|pause|resume|"
+    r"abort_requests|start_profile|stop_profile|scale_elastic_ep|v1/(un)?load_lora_adapter|metrics|load)"
+)
+
+
+class Route(Kind):
+    """A method and a path, such as `POST /v1/something`."""
+
+    def parse(self, value: object) -> str:
+        if not isinstance(value, str) or not _ROUTE.fullmatch(value) or re.search(r"/\.\.?(/|$)", value):
+            raise ValueError
+        return value
+
+    def allowed(self) -> str:
+        return 'a method (POST or PUT) and a plain path, such as "POST /v1/something"'
+
+
+class Retries(Settings):
+    """`edge.retries`: connection failures before the first byte of an answer."""
+
+    attempts: Annotated[int, Whole(1, 10)] = Field(3, description="Attempts in all, the first one included.")
+    delay: Annotated[float, Duration("10ms", "60s")] = Field(
+        1.0, description="Wait before the second attempt, unless it goes to another instance."
+    )
+    factor: Annotated[float, Number(1, 10)] = Field(
+        1.5, description="By how much the wait grows with each further attempt."
+    )
+
+
+class EdgeSettings(Settings):
+    """Section `edge`."""
+
+    listen: Annotated[str, Address(unix=False)] = Field(
+        "127.0.0.1:8080",
+        description="Where clients connect. Beyond loopback it needs keys, or `auth: none`.",
+    )
+    workers: Annotated[int, Whole(1, 64)] = later(
+        1, "one process serves; run more edges instead", "Edge processes on `listen`."
+    )
+    admission_address: Annotated[str, Address(optional=True)] = Field(
+        "", description="Where admission is reached; empty = where `admission.listen` says."
+    )
+    lifecycle_address: Annotated[str, Address(optional=True)] = Field(
+        "", description="Where lifecycle is reached; empty = where `lifecycle.listen` says."
+    )
+    auth: Annotated[str, Choice("keys", "none")] = Field(
+        "keys", description="`keys` without a key file = open, on loopback only; `none` = open to everybody."
+    )
+    keys_file: str = later("./tidegate-keys.json", "API keys come later", "File with the hashes of API keys.")
+    cors_origins: list[str] = later([], "CORS comes later", "Origins that browsers may call from.")
+    max_body: Annotated[int, Size("1KiB", "1GiB")] = Field(
+        32 * 2**20, description="Largest request body; a larger one is refused with 413."
+    )
+    max_buffered: Annotated[int, Size("1KiB", "1TiB")] = Field(
+        2**30, description="All request bodies that are held together; beyond it new ones get 503."
+    )
+    connect_timeout: Annotated[float, Duration("100ms", "300s")] = Field(
+        10.0, description="To connect to a model server."
+    )
+    response_timeout: Annotated[float, Duration("60s", "3600s")] = Field(
+        600.0, description="To the first byte of a model server's answer."
+    )
+    stream_idle_timeout: Annotated[float, Duration("1s", "3600s")] = Field(
+        300.0, description="Longest silence within an answer."
+    )
+    write_timeout: Annotated[float, Duration("1s", "3600s")] = Field(
+        30.0, description="A client that takes nothing, or sends nothing of its body, for so long is cut."
+    )
+    retries: Retries = Field(
+        Retries(), description="What happens when no connection to a model server is made."
+    )
+    keepalive_after: Annotated[float, Duration("100ms", "1h", "never")] = Field(
+        15.0, description="SSE comments begin after so long while a streaming request waits; 0 = never."
+    )
+    control_grace: Annotated[float, Duration("1s", "24h")] = Field(
+        600.0, description="How long running relays go on without admission."
+    )
+    max_connections: Annotated[int, Whole(1, 1_000_000)] = later(
+        10_000, "the limit on connections comes later", "Client connections at one time."
+    )
+    extra_routes: list[Annotated[str, Route()]] = Field(
+        [], description='Routes passed to model servers beside the built-in ones, as "POST /v1/something".'
+    )
+    metrics_listen: Annotated[str, Address(unix=False, optional=True)] = Field(
+        "", description="An open port with /metrics alone; empty = only on `listen`."
+    )
+
+
+class _Listener(Settings, extra="ignore"):
+    """What the edge needs of the sections of its peers."""
+
+    listen: Annotated[str, Address()] = ""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Everything the edge reads of a configuration file."""
+
+    document: Document
+    edge: EdgeSettings
+    telemetry: TelemetrySettings
+
+
+def load(path: str | Path) -> Loaded:
+    """Reads and checks a file. Raises ConfigError with all problems at once."""
+    loaded, found = _examine(path)
+    config.require(found)
+    if loaded is None:
+        raise ConfigError(found)
+    return loaded
+
+
+def problems(path: str | Path) -> list[Problem]:
+    """What `load` would refuse, and what is merely odd; never raises."""
+    return sorted(set(_examine(path)[1]))
+
+
+def _examine(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
+    document = config.read(path)
+    found = document.problems
+    telemetry = config.check(TelemetrySettings, document.section("telemetry"), "telemetry", found)
+    edge = config.check(EdgeSettings, document.section("edge"), "edge", found)
+    if edge is None or telemetry is None:
+        return None, found
+    found.extend(_judge(edge, document))
+    addresses = {}
+    for name, default in (("admission", ADMISSION_LISTEN), ("lifecycle", LIFECYCLE_LISTEN)):
+        own = getattr(edge, f"{name}_address")
+        peer = None if own else config.check(_Listener, document.section(name), name, found)
+        addresses[f"{name}_address"] = own or (peer.listen if peer and peer.listen else default)
+    return Loaded(document, edge.model_copy(update=addresses), telemetry), found
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether an address is reachable from this machine alone."""
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _judge(edge: EdgeSettings, document: Document) -> list[Problem]:
+    """What no single key can tell."""
+    found = []
+    if edge.auth == "keys" and not is_loopback(edge.listen):
+        found.append(
+            Problem(
+                "edge.listen",
+                f"{edge.listen} is reachable from elsewhere and nothing guards it; listen on 127.0.0.1, or "
+                "set edge.auth: none if everybody who can connect may use it",
+            )
+        )
+    if edge.auth == "keys" and document.resolve(edge.keys_file).exists():
+        found.append(
+            Problem(
+                "edge.keys_file",
+                f"{edge.keys_file} exists, but keys have no function in this version, so it would guard "
+                "nothing; move it away",
+            )
+        )
+    found += [
+        Problem("edge.extra_routes", f"{route} operates model servers; anybody may call it", warning=True)
+        for route in edge.extra_routes
+        if _OPERATING.fullmatch(route.partition(" ")[2])
+    ]
+    return found

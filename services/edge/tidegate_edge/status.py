@@ -1,0 +1,110 @@
+"""One JSON for operators: what lifecycle and admission say of themselves, and this edge."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from tidegate.admission.v1 import admission_pb2, admission_pb2_grpc
+from tidegate.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
+from tidegate_chassis import rpc
+from tidegate_chassis.process import VERSION
+from tidegate_edge.shared import Edge
+
+_PATIENCE = 2.0
+"""Seconds that each service has to answer."""
+
+
+class Status:
+    """Asks both services, each with its own deadline; one that is away is told as such."""
+
+    def __init__(self, admission: str, lifecycle: str) -> None:
+        """Addresses of the two services."""
+        self.version = VERSION
+        self._channels = [rpc.channel(admission), rpc.channel(lifecycle)]
+        self._admission = admission_pb2_grpc.AdmissionServiceStub(self._channels[0])
+        self._lifecycle = lifecycle_pb2_grpc.LifecycleServiceStub(self._channels[1])
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        for channel in self._channels:
+            await channel.close()
+
+    async def snapshot(self, edge: Edge) -> dict[str, Any]:
+        """The whole of it."""
+        queues, world = await asyncio.gather(
+            _asked(self._admission.GetQueues(admission_pb2.GetQueuesRequest(), timeout=_PATIENCE)),
+            _asked(self._lifecycle.GetStatus(lifecycle_pb2.GetStatusRequest(), timeout=_PATIENCE)),
+        )
+        admission = queues | queues.pop("queues", {})
+        models = {model.name: {"state": model.state} for model in edge.catalog.models()}
+        for entry in world.pop("models", []):
+            models.setdefault(entry["model"], {}).update(_without(entry, "model"))
+        for entry in admission.pop("models", []):
+            models.setdefault(entry["model"], {}).update(_without(entry, "model", "instances"))
+            slots = {item["instance_id"]: item for item in entry["instances"]}
+            for instance in world.get("instances", []):
+                instance.update(_without(slots.get(instance["instance_id"], {}), "instance_id"))
+        return {
+            "version": self.version,
+            "ready": not edge.ready(),
+            "models": models,
+            "instances": world.pop("instances", []),
+            "devices": world.pop("devices", []),
+            "edge": {
+                "version": self.version,
+                "uptime_s": round(time.monotonic() - edge.started, 1),
+                "session": edge.session.session_id,
+                **{name: int(value) for name, value in edge.gauges().items()},
+            },
+            "admission": admission,
+            "lifecycle": world,
+        }
+
+
+async def _asked(call: Awaitable[Message]) -> dict[str, Any]:
+    try:
+        return {"reachable": True, **as_dict(await call)}
+    except grpc.RpcError as error:
+        return {"reachable": False, "problem": str(error.code().name)}
+    finally:
+        call.cancel()  # type: ignore[attr-defined]
+
+
+def _without(entry: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name not in names}
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """A message as plain data: numbers stay numbers (protobuf's own JSON makes texts of large ones), and
+    enums are words. Unset optional fields are left out."""
+    found: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        if field.has_presence and not message.HasField(field.name):
+            continue
+        value = getattr(message, field.name)
+        inner = field.message_type
+        if inner is not None and inner.GetOptions().map_entry:
+            found[field.name] = dict(value)
+        elif field.is_repeated:
+            found[field.name] = [_plain(field, item) for item in value]
+        else:
+            found[field.name] = _plain(field, value)
+    return found
+
+
+def _plain(field: Any, value: Any) -> Any:
+    if field.message_type is not None:
+        return as_dict(value)
+    if field.enum_type is not None:
+        words = "".join(f"_{char}" if char.isupper() else char.upper() for char in field.enum_type.name)
+        name = (
+            field.enum_type.values_by_number[value].name if value in field.enum_type.values_by_number else ""
+        )
+        return name.removeprefix(words.lstrip("_").upper() + "_").lower()
+    return value

@@ -1,0 +1,217 @@
+"""A ticket: one request's place in the queue, then its lease.
+
+A ticket is driven from two sides: the relay calls `granted`, `done` and `move`; the session hands it
+admission's answers. Every step but the wait is synchronous, so nothing can be cancelled half-way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from tidegate.admission.v1 import admission_pb2 as pb
+
+
+class Outcome(Enum):
+    """How a ticket or lease ended; the proto's enum."""
+
+    OK = pb.OUTCOME_OK
+    CLIENT_GONE = pb.OUTCOME_CLIENT_GONE
+    UPSTREAM_ERROR = pb.OUTCOME_UPSTREAM_ERROR
+    CONNECT_FAILED = pb.OUTCOME_CONNECT_FAILED
+    BACKPRESSURE = pb.OUTCOME_BACKPRESSURE
+    TIMEOUT = pb.OUTCOME_TIMEOUT
+    UNUSED = pb.OUTCOME_UNUSED
+
+
+class Phase(Enum):
+    """Where a ticket is. WAITING -> HELD (a grant) -> WAITING (a move); every phase -> ENDED (final)."""
+
+    WAITING = "waiting"
+    HELD = "held"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """A model's queue at the moment of a grant or refusal, for response headers."""
+
+    waiting: int
+    active: int
+    max_concurrent: int
+    max_queue: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A slot on an instance."""
+
+    instance_id: str
+    address: str
+    """Base URL of the model server."""
+    waited: float
+    """Seconds in the queue."""
+    queue: QueueView
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How a waiting ticket is getting on."""
+
+    position: int
+    """Place in the queue, from 1."""
+    eta: float
+    """Seconds until a slot is expected; 0 = unknown."""
+    loading: bool
+    """The model is starting (rather than busy)."""
+
+
+class TicketRefused(Exception):
+    """Raised by `Ticket.granted` when the ticket ended without a slot."""
+
+    def __init__(self, reason: str, message: str, retry_after: float, queue: QueueView) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """Name of the proto's Reason without its prefix, such as QUEUE_FULL."""
+        self.message = message
+        """For the caller."""
+        self.retry_after = retry_after
+        """Seconds; 0 = a retry can't help."""
+        self.queue = queue
+
+
+class Verbs(Protocol):
+    """What a ticket says to its session."""
+
+    def finish(self, ticket: Ticket, outcome: Outcome, prompt: int, completion: int, estimated: bool) -> None:
+        """The ticket or lease has ended."""
+
+    def send_move(self, ticket: Ticket, not_instance: str, outcome: Outcome) -> None:
+        """The lease is given back to wait again."""
+
+
+class Ticket:
+    """One request's place in the queue, then its lease. Made by `Session.acquire`.
+
+    Every method but `granted` is synchronous: it changes the phase and puts a verb on the session's list.
+    """
+
+    __slots__ = (
+        "__weakref__", "_deadline", "_excluded", "_grant", "_lost", "_offer", "_offered", "_refusal",
+        "_session", "_settled", "granted_at", "moves", "n", "phase", "progress",
+    )  # fmt: skip
+
+    def __init__(self, session: Verbs, offer: pb.Acquire, now: float) -> None:
+        self.n = offer.n
+        self.phase = Phase.WAITING
+        self.moves = 0
+        self.progress: Progress | None = None
+        self.granted_at = 0.0
+        self._session = session
+        self._offer = offer
+        self._offered = now
+        self._deadline = now + offer.deadline_ms / 1000 if offer.deadline_ms else 0.0
+        self._excluded: list[str] = []
+        self._grant: Grant | None = None
+        self._refusal: TicketRefused | None = None
+        self._lost: Callable[[str], None] | None = None
+        self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def __repr__(self) -> str:
+        return f"<Ticket {self.n} {self._offer.model} {self.phase.value} moves={self.moves}>"
+
+    async def granted(self) -> Grant:
+        """Waits for the grant. Raises TicketRefused. Cancelling the wait ends nothing: call `done`."""
+        if not self._settled.done():
+            await self._settled
+        if self._refusal is not None:
+            raise self._refusal
+        assert self._grant is not None, "a settled ticket has a grant or a refusal"
+        return self._grant
+
+    def done(
+        self, outcome: Outcome, prompt_tokens: int = 0, completion_tokens: int = 0, estimated: bool = False
+    ) -> None:
+        """Ends the ticket or lease, whichever it is now. The first call counts, later ones do nothing."""
+        if self.phase is Phase.ENDED:
+            return
+        self.phase = Phase.ENDED
+        self._session.finish(self, outcome, prompt_tokens, completion_tokens, estimated)
+
+    def move(self, not_instance: str, outcome: Outcome) -> None:
+        """Gives the slot back and waits again, elsewhere if there is an elsewhere. Only while held."""
+        if self.phase is not Phase.HELD:
+            raise ValueError(f"only a held ticket can be moved: {self!r}")
+        self.phase = Phase.WAITING
+        self.moves += 1
+        self._grant = None
+        self._excluded.append(not_instance)
+        self._settled = asyncio.get_running_loop().create_future()
+        self._session.send_move(self, not_instance, outcome)
+
+    def on_lost(self, callback: Callable[[str], None]) -> None:
+        """`callback(reason)` is called once when the lease ends otherwise; the relay must end then."""
+        self._lost = callback
+
+    # What the session makes of admission's answers.
+
+    def take_grant(self, grant: pb.Grant, now: float) -> bool:
+        """Takes a grant; False when it is stale (an earlier move's) or a repeat."""
+        if self.phase is not Phase.WAITING or grant.moves < self.moves:
+            return False
+        self.phase = Phase.HELD
+        self.granted_at = now
+        queue = _view(grant.queue)
+        self._grant = Grant(grant.instance_id, grant.address, grant.waited_ms / 1000, queue)
+        self._settle()
+        return True
+
+    def take_refusal(self, refusal: pb.Refusal) -> None:
+        """Ends a waiting ticket with a reason."""
+        self.phase = Phase.ENDED
+        reason = pb.Reason.Name(refusal.reason).removeprefix("REASON_")
+        queue = _view(refusal.queue)
+        self._refusal = TicketRefused(reason, refusal.message, refusal.retry_after_ms / 1000, queue)
+        self._settle()
+
+    def take_loss(self, reason: str) -> None:
+        """The lease is gone; tells the relay."""
+        self.phase = Phase.ENDED
+        if self._lost is not None:
+            self._lost(reason)
+
+    def held_lease(self, now: float) -> pb.HeldLease:
+        """The lease as a Hello or a held statement tells it."""
+        assert self._grant is not None, "a held ticket has a grant"
+        return pb.HeldLease(
+            n=self.n,
+            model=self._offer.model,
+            instance_id=self._grant.instance_id,
+            tenant=self._offer.tenant,
+            age_ms=int((now - self.granted_at) * 1000),
+            moves=self.moves,
+        )
+
+    def waiting_ticket(self, now: float) -> pb.WaitingTicket:
+        """The ticket as a Hello tells it: what is left of its deadline, and its age."""
+        offer = pb.Acquire()
+        offer.CopyFrom(self._offer)
+        if self._deadline:
+            offer.deadline_ms = max(1, int((self._deadline - now) * 1000))
+        return pb.WaitingTicket(
+            acquire=offer,
+            age_ms=int((now - self._offered) * 1000),
+            moves=self.moves,
+            excluded_instance_ids=self._excluded,
+        )
+
+    def _settle(self) -> None:
+        if not self._settled.done():
+            self._settled.set_result(None)
+
+
+def _view(queue: pb.QueueState) -> QueueView:
+    return QueueView(queue.waiting, queue.active, queue.max_concurrent, queue.max_queue)

@@ -1,0 +1,155 @@
+"""`python -m tidegate_lifecycle --config FILE [--check | --sweep]`: the service as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from typing import Any
+
+import structlog
+
+from tidegate.lifecycle.v1 import lifecycle_pb2_grpc
+from tidegate_chassis import process, telemetry
+from tidegate_chassis.config import ConfigError, Problem, effective
+from tidegate_chassis.rpc import Server
+from tidegate_lifecycle import metrics
+from tidegate_lifecycle.adoption import judge
+from tidegate_lifecycle.devices import Devices
+from tidegate_lifecycle.fleet import Fleet
+from tidegate_lifecycle.keeper import Tools
+from tidegate_lifecycle.link import Link
+from tidegate_lifecycle.messages import DevicesRead, Shutdown
+from tidegate_lifecycle.probes import Probe
+from tidegate_lifecycle.reconciler import Reconciler
+from tidegate_lifecycle.runtimes.process import ProcessRuntime
+from tidegate_lifecycle.service import SERVICE, LifecycleServicer
+from tidegate_lifecycle.settings import Loaded, load, problems
+from tidegate_lifecycle.store import Store
+from tidegate_lifecycle.world import Policy
+
+log = structlog.get_logger("tidegate.lifecycle")
+
+DRAIN = 5.0
+"""Seconds that drains may take when the service stops."""
+STOP = 9.0
+"""Seconds after which the service ends whatever still runs."""
+HOUSEKEEPING = 10.0
+"""Seconds between two readings of the devices and clean-ups of the log files."""
+SWEEP_GRACE = 3.0
+
+
+def main() -> int:
+    """The process; returns its exit status."""
+    sweeping = "--sweep" in sys.argv
+    if sweeping:
+        sys.argv.remove("--sweep")
+    config = process.command_line("lifecycle", problems)
+    loaded = load(config)
+    telemetry.set_up("lifecycle", loaded.telemetry)
+    status = process.run(lambda stop: sweep(loaded) if sweeping else serve(loaded, stop))
+    telemetry.shut_down()
+    return status
+
+
+async def sweep(loaded: Loaded) -> None:
+    """Stops every model server that the records show, whoever started it. ConfigError when the data
+    directory is in use: then its owner is alive and does that itself."""
+    folder = loaded.data_dir
+    store, runtime = Store(folder), ProcessRuntime(folder)
+    await store.lock()
+    try:
+        await runtime.open()
+        servers = await runtime.list()
+        await asyncio.gather(*(runtime.stop(server, SWEEP_GRACE) for server in servers))
+        log.info("swept", servers=len(servers))
+        await runtime.close()
+    finally:
+        await store.close()
+
+
+async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
+    """The service, from its first look at the machine to the last model server's end."""
+    settings, folder = loaded.lifecycle, loaded.data_dir
+    log.info("settings in effect", **effective(settings), models=sorted(loaded.catalog.models))
+    async with contextlib.AsyncExitStack() as stack:
+        store = Store(folder)
+        stack.push_async_callback(store.close)
+        await store.lock()
+        boot = await store.open()
+        runtime, probe = ProcessRuntime(folder), Probe()
+        await runtime.open()
+        stack.push_async_callback(runtime.close)
+        stack.push_async_callback(probe.close)
+        devices = Devices(loaded.devices)
+        readings = await devices.open() if loaded.needs_devices else []
+        fleet = Fleet(
+            loaded.catalog,
+            Policy(settings.min_residency, settings.max_swap_wait, settings.drain_timeout),
+            loaded.folder,
+            boot,
+            Link(boot, await store.roster()),
+            store,
+            readings,
+            await store.load_times(),
+        )
+        reconciler = Reconciler(fleet)
+        servicer = LifecycleServicer(reconciler, runtime)  # type: ignore[abstract]  # the rest is UNIMPLEMENTED
+        server = Server(settings.listen, "lifecycle.listen", [SERVICE])
+        lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server(servicer, server.server)
+        address = await server.start()
+        stack.push_async_callback(server.stop, 0.5)
+        _serve_metrics(settings.metrics_listen)
+        found = await judge(await runtime.list(), loaded.catalog, readings, probe)
+        work = asyncio.ensure_future(reconciler.run(Tools(runtime, probe, reconciler.post), found))
+        upkeep = asyncio.ensure_future(_keep_house(reconciler, runtime, devices if readings else None))
+        stack.push_async_callback(_end, work, upkeep, fleet)
+        await _first(asyncio.ensure_future(reconciler.settled.wait()), work)
+        await server.set_serving(True)
+        log.info("listening", address=address, boot=boot, adopted=sum(not item.unwanted for item in found))
+        await _first(asyncio.ensure_future(stop.wait()), work, upkeep)
+        await server.set_serving(False)
+        if settings.on_stop == "stop":
+            reconciler.post(Shutdown(DRAIN))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP):
+                    await _first(asyncio.ensure_future(reconciler.finished.wait()), work)
+        log.info("stopped", model_servers_left=len(fleet.instances))
+
+
+async def _first(event: asyncio.Future[Any], *others: asyncio.Future[Any]) -> None:
+    """Waits for the event; another one that ends before it has failed, and its error is fatal."""
+    try:
+        await asyncio.wait({event, *others}, return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            if other.done():
+                other.result()
+    finally:
+        event.cancel()
+
+
+async def _end(work: asyncio.Future[None], upkeep: asyncio.Future[None], fleet: Fleet) -> None:
+    for task in (work, upkeep):
+        task.cancel()
+    await asyncio.gather(work, upkeep, return_exceptions=True)
+    await fleet.let_go()
+
+
+async def _keep_house(reconciler: Reconciler, runtime: ProcessRuntime, devices: Devices | None) -> None:
+    while True:
+        await asyncio.sleep(HOUSEKEEPING)
+        await runtime.maintain()
+        if devices is not None:
+            reconciler.post(DevicesRead(tuple(await devices.read())))
+
+
+def _serve_metrics(listen: str) -> None:
+    try:
+        telemetry.serve_metrics(listen, metrics.REGISTRY)
+    except OSError as error:
+        text = f"can't listen on {listen} ({error.strerror}); `ss -ltnp` shows who does"
+        raise ConfigError([Problem("lifecycle.metrics_listen", text)]) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What becomes of model servers that run already when the service starts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tidegate_lifecycle.budget import Card, need_on, whole_card
+from tidegate_lifecycle.catalog import Catalog
+from tidegate_lifecycle.devices import Device
+from tidegate_lifecycle.engines import ENGINES
+from tidegate_lifecycle.probes import Probe
+from tidegate_lifecycle.runtimes.base import Server
+
+TRIES = 3
+"""Health checks before a server that was ready counts as broken."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A server that was found running, and the verdict."""
+
+    server: Server
+    ready: bool
+    """It answers."""
+    unwanted: str = ""
+    """Why it is to be stopped; empty = it is adopted."""
+
+
+async def judge(
+    servers: Sequence[Server], catalog: Catalog, devices: Sequence[Device], probe: Probe
+) -> list[Found]:
+    """A verdict for each server.
+
+    1. Its model is no longer in the catalogue, or isn't run here: it goes.
+    2. It was started with another configuration, on devices that there aren't, or with other memory: it goes.
+    3. More of a model than its `instances`: the youngest go.
+    4. It answers: adopted as ready.
+    5. It was ready and doesn't answer: it goes. One that was still starting is adopted as starting.
+    """
+    verdicts = await asyncio.gather(*(_judge(server, catalog, devices, probe) for server in servers))
+    kept: dict[str, int] = {}
+    found = []
+    for item in sorted(verdicts, key=lambda verdict: -verdict.server.age):
+        name = item.server.model
+        if not item.unwanted:
+            kept[name] = kept.get(name, 0) + 1
+            if kept[name] > catalog.models[name].instances:  # 3
+                found.append(Found(item.server, item.ready, "there are more than its `instances`"))
+                continue
+        found.append(item)
+    return found
+
+
+async def _judge(server: Server, catalog: Catalog, devices: Sequence[Device], probe: Probe) -> Found:
+    model = catalog.models.get(server.model)
+    if model is None or model.external:  # 1
+        return Found(server, False, "its model is not in the catalogue")
+    engine = ENGINES[model.engine]
+    cards = {
+        device.id: Card(device.id, device.pool, device.total_mib, device.budget_mib) for device in devices
+    }
+    if engine.signature(model) != server.signature:  # 2
+        return Found(server, False, "its model's configuration has changed")
+    if not server.device_ids or not all(device in cards for device in server.device_ids):
+        return Found(server, False, "its devices are not in the configuration")
+    needs = {need_on(model, cards[device]) for device in server.device_ids}
+    if not whole_card(model) and max(needs) != server.reserved_mib:
+        return Found(server, False, "its model's memory has changed")
+    for attempt in range(TRIES if server.was_ready else 1):
+        if attempt:
+            await asyncio.sleep(0.3)
+        if (await engine.ready(probe, model, server.address)).ok:
+            return Found(server, True)  # 4
+    if server.was_ready:  # 5
+        return Found(server, False, "it doesn't answer its health check")
+    return Found(server, False)

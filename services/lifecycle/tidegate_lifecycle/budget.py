@@ -1,0 +1,119 @@
+"""The memory of the cards: who holds what, what is promised to whom, and what is free. Pure; MiB per card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from tidegate_lifecycle.catalog import Model
+from tidegate_lifecycle.instance import Instance, InstanceState
+
+
+@dataclass(frozen=True)
+class Card:
+    """One device as the planner sees it."""
+
+    id: str
+    pool: str
+    total_mib: int
+    budget_mib: int
+    """What model servers may use of it: total times the budget's share."""
+    foreign_mib: int = 0
+    """Used by others; 0 when unknown."""
+
+    @property
+    def usable_mib(self) -> int:
+        """What is left of the budget beside others' use."""
+        return max(0, self.budget_mib - self.foreign_mib)
+
+
+@dataclass(frozen=True)
+class Intent:
+    """Room that is made, or waited for: reserved for `model` on all its cards at once, dropped whole."""
+
+    model: str
+    devices: tuple[str, ...]
+    needs: tuple[int, ...]
+    """MiB on each of `devices`."""
+    victims: tuple[str, ...]
+    """Instances whose leaving makes the room; those that have gone are no longer in it."""
+    begun: bool = False
+    """A victim was told to drain: from now on the cards are fixed and the intent comes before every turn."""
+
+
+def whole_card(model: Model) -> bool:
+    """There is neither a footprint nor an estimate: it gets one whole card."""
+    return model.vram_mib is None and model.vram_share is None
+
+
+def need_on(model: Model, card: Card) -> int:
+    """MiB that the model needs of this card."""
+    if model.vram_mib is not None:
+        return model.vram_mib
+    if model.vram_share is not None:
+        return math.ceil(card.total_mib * model.vram_share)
+    return max(1, card.usable_mib)
+
+
+class Ledger:
+    """A working copy of who holds and claims what; `plan` writes its own decisions into it."""
+
+    def __init__(self, cards: Iterable[Card], instances: Iterable[Instance]) -> None:
+        self.cards: dict[str, Card] = {card.id: card for card in cards}
+        self.on: dict[str, list[Instance]] = {card: [] for card in self.cards}
+        for instance in instances:
+            for card in instance.devices if instance.exists else ():
+                if card in self.on:
+                    self.on[card].append(instance)
+        self.started: dict[str, int] = dict.fromkeys(self.cards, 0)
+        """MiB of the starts that this plan orders."""
+        self.changing: set[str] = set()
+        """Cards on which this plan orders a start or a stop."""
+        self.intents: dict[str, Intent] = {}
+
+    def gated(self, card: str) -> bool:
+        """Nothing may start or stop there: a server is taking its memory, or giving it back."""
+        busy = (InstanceState.STARTING, InstanceState.WAKING, InstanceState.FALLING_ASLEEP)
+        return card in self.changing or any(
+            item.state in busy or item.state is InstanceState.STOPPING for item in self.on[card]
+        )
+
+    def stop_gated(self, card: str) -> bool:
+        """Nothing may stop there: a server is taking its memory. Two stops don't disturb each other."""
+        states = (InstanceState.STARTING, InstanceState.WAKING)
+        return self.started[card] > 0 or any(item.state in states for item in self.on[card])
+
+    def reserved(self, card: str) -> int:
+        """MiB held by instances and promised to starts of this plan."""
+        return sum(item.reserved_mib for item in self.on[card]) + self.started[card]
+
+    def claimed(self, card: str, but: str) -> int:
+        """MiB that intents of models other than `but` reserve there."""
+        return sum(
+            need
+            for intent in self.intents.values()
+            if intent.model != but
+            for device, need in zip(intent.devices, intent.needs, strict=True)
+            if device == card
+        )
+
+    def victims(self, but: str) -> set[str]:
+        """Instances that make room for models other than `but`."""
+        return {v for intent in self.intents.values() if intent.model != but for v in intent.victims}
+
+    def free(self, card: str, model: str) -> int:
+        """MiB that `model` may take there now: what is free, less what others were promised."""
+        usable = self.cards[card].usable_mib
+        return min(usable - self.reserved(card), self.room(card, model, ()))
+
+    def room(self, card: str, model: str, leaving: Collection[str]) -> int:
+        """MiB for `model` once `leaving`, and the victims of others' intents, have gone."""
+        gone = self.victims(model).union(leaving)
+        held = sum(item.reserved_mib for item in self.on[card] if item.id not in gone)
+        return self.cards[card].usable_mib - held - self.started[card] - self.claimed(card, model)
+
+    def violation(self) -> Mapping[str, int]:
+        """Cards whose reservations exceed the budget (others' use aside: it can grow), and by how much."""
+        excess = {card: self.reserved(card) - self.cards[card].budget_mib for card in self.cards}
+        return {card: mib for card, mib in excess.items() if mib > 0}

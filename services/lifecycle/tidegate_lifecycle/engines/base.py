@@ -1,0 +1,87 @@
+"""What an engine is: how a model server's command is phrased, and how it is read.
+
+An engine knows no runtime: it gives an argument vector and an environment, whoever runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from tidegate_lifecycle.catalog import Model
+from tidegate_lifecycle.devices import Device
+from tidegate_lifecycle.probes import Health, Probe
+
+READY_TIMEOUT = 2.0
+"""Seconds that a server may take to answer a readiness check."""
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""Variables with the hub's token: passed on to servers that load from the hub, and to no others."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run."""
+
+    argv: tuple[str, ...]
+    """An argument vector, never seen by a shell."""
+    env: Mapping[str, str]
+    """Added to the base environment."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a server will be."""
+
+    host: str
+    port: int
+    devices: tuple[Device, ...]
+    reserved_mib: int
+    """Memory reserved for it per card, in MiB; 0 = unknown."""
+
+
+class Engine(Protocol):
+    """One kind of model server."""
+
+    name: str
+    owned_flags: frozenset[str]
+    """Flags that the service sets itself, or that would undo its work: `extra_args` may not contain them."""
+    reports_load: bool
+    """It tells how many requests run and wait: `Probe.load` is worth a call."""
+    stop_grace: float
+    """Seconds that it may take to end by itself once asked to."""
+
+    def command(self, model: Model, placement: Placement) -> Command:
+        """How to start the model there. ValueError for an engine whose servers run elsewhere."""
+
+    def signature(self, model: Model) -> str:
+        """Hash of everything that shapes the running server: with another one it isn't the same server."""
+
+    def default_slots(self, model: Model) -> int | None:
+        """Requests in flight that suit the server; None = admission's default."""
+
+    async def ready(self, probe: Probe, model: Model, address: str) -> Health:
+        """Whether it can serve this model now."""
+
+
+def owned(engine: Engine, extra_args: Iterable[str]) -> list[str]:
+    """Those of the arguments that are flags owned by the engine: `--flag`, `--flag=x`, `--fl_ag`, `-tp2`."""
+    found = []
+    for argument in extra_args:
+        flag = argument.partition("=")[0]
+        long = flag.replace("_", "-") if flag.startswith("--") else flag.rstrip("0123456789")
+        if flag in engine.owned_flags or long in engine.owned_flags:
+            found.append(argument)
+    return found
+
+
+def visible_devices(model: Model, placement: Placement) -> dict[str, str]:
+    """The model's environment, with the cards that it may see; declared ones can't be named to CUDA."""
+    names = [device.visible_as for device in placement.devices]
+    cards = {"CUDA_VISIBLE_DEVICES": ",".join(names)} if names and all(names) else {}
+    return {**model.env, **cards}
+
+
+def hub_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The hub's token, if there is one."""
+    return {name: environ[name] for name in HUB_TOKENS if environ.get(name)}

@@ -1,0 +1,82 @@
+"""llama.cpp's server, for GGUF files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from tidegate_lifecycle.catalog import Model, digest
+from tidegate_lifecycle.engines.base import (
+    READY_TIMEOUT,
+    Command,
+    Placement,
+    hub_environment,
+    visible_devices,
+)
+from tidegate_lifecycle.probes import Health, Probe
+
+_FLAGS = """
+  -m --model -mu --model-url -hf -hfr --hf-repo -hff --hf-file --host --port --alias -a --api-key
+  --api-key-file --api-prefix --ssl-key-file --ssl-cert-file -c --ctx-size -np --parallel --metrics
+  --models-dir
+"""
+
+
+class LlamaCppEngine:
+    """`llama-server`. Its context is shared by all slots, so it gets `max_model_len` for each of them."""
+
+    name = "llamacpp"
+    owned_flags = frozenset(_FLAGS.split())
+    reports_load = True
+    stop_grace = 10.0
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self._environ = environ
+
+    def command(self, model: Model, placement: Placement) -> Command:
+        """All layers go to the card when there is a real one; on declared ones llama.cpp decides."""
+        argv = [model.executable or "llama-server", *source(model.source)]
+        argv += ["--host", placement.host, "--port", str(placement.port), "--alias", model.served_name]
+        argv += [*_options(model), "--metrics"]
+        if placement.devices and all(device.visible_as for device in placement.devices):
+            argv += ["-ngl", "999"]  # before extra_args: the last one wins, so users can say otherwise
+        return Command(
+            (*argv, *model.extra_args),
+            {**hub_environment(self._environ), **visible_devices(model, placement)},
+        )
+
+    def signature(self, model: Model) -> str:
+        """All that reaches the command line or its environment, where it runs aside."""
+        argv = [model.executable or "llama-server", model.source, *_options(model), *model.extra_args]
+        return digest({"engine": self.name, "argv": argv, "name": model.served_name, "env": dict(model.env)})
+
+    def default_slots(self, model: Model) -> int | None:
+        """As many as it runs at once."""
+        return model.max_num_seqs
+
+    async def ready(self, probe: Probe, model: Model, address: str) -> Health:
+        """Its health route answers; while it loads that is 503."""
+        return await probe.get(address, model.health_path, READY_TIMEOUT)
+
+
+def source(text: str) -> list[str]:
+    """How llama-server is told where the model is.
+
+    1. A URL. 2. A file: its path is absolute or begins with `.` or `~`, or is a name, or folder/name, that
+    ends in .gguf. 3. A file of a repository: org/repo/file.gguf. 4. A repository, with :QUANT if given.
+    """
+    if text.startswith(("http://", "https://")):  # 1
+        return ["--model-url", text]
+    is_file = text.lower().endswith(".gguf")
+    if text.startswith(("/", ".", "~")) or (is_file and text.count("/") < 2):  # 2
+        return ["-m", os.path.expanduser(text) if text.startswith("~") else text]
+    if is_file:  # 3
+        owner, name, file = text.split("/", 2)
+        return ["--hf-repo", f"{owner}/{name}", "--hf-file", file]
+    return ["-hf", text]  # 4
+
+
+def _options(model: Model) -> list[str]:
+    slots = model.max_num_seqs or 1
+    context = ["-c", str(model.max_model_len * slots)] if model.max_model_len else []
+    return [*context, "-np", str(slots)]

@@ -1,0 +1,110 @@
+"""vLLM, started from a local executable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from tidegate_lifecycle.catalog import Model, digest
+from tidegate_lifecycle.engines.base import (
+    READY_TIMEOUT,
+    Command,
+    Placement,
+    hub_environment,
+    visible_devices,
+)
+from tidegate_lifecycle.probes import Health, Probe
+
+_FLAGS = """
+  --model --config --host --port --uds --root-path --api-key --api-server-count -asc --headless
+  --ssl-keyfile --ssl-certfile --ssl-ca-certs --ssl-cert-reqs
+  --served-model-name --max-model-len --max-num-seqs --gpu-memory-utilization --kv-cache-memory-bytes
+  --kv-cache-memory --kv-cache-dtype --dtype --quantization -q --tokenizer --enable-sleep-mode
+  --tensor-parallel-size -tp --pipeline-parallel-size -pp --data-parallel-size -dp --nnodes -n --node-rank -r
+"""
+
+_GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+
+
+class VllmEngine:
+    """`vllm serve`, bound to the share of each card that was reserved for it.
+
+    The share is a hard limit of vLLM itself, over weights, activations, graphs and KV cache together: so a
+    reservation that is too small fails this start and can't hurt a neighbour.
+
+    `--shutdown-timeout` isn't set: a server is stopped after its drain, when nothing runs there or what runs
+    is to end; and older releases don't know the flag.
+    """
+
+    name = "vllm"
+    owned_flags = frozenset(_FLAGS.split())
+    reports_load = True
+    stop_grace = 10.0
+
+    def __init__(self, environ: Mapping[str, str] = os.environ, gpu: bool | None = None) -> None:
+        self._environ = environ
+        self._gpu = any(map(os.path.exists, _GPU_NODES)) if gpu is None else gpu
+
+    def command(self, model: Model, placement: Placement) -> Command:
+        """It serves the model's name, its aliases and its upstream name, so that no body is rewritten."""
+        source = os.path.expanduser(model.source) if model.source.startswith("~") else model.source
+        argv = [model.executable or "vllm", "serve", source]
+        argv += ["--host", placement.host, "--port", str(placement.port)]
+        argv += ["--served-model-name", *_names(model)]
+        # Of declared cards too, or vLLM would take nearly all of whatever card it finds. But where there is
+        # none it means a share of the host's memory, which sizes declared for a rehearsal don't describe.
+        real = self._gpu or any(device.visible_as for device in placement.devices)
+        if real and (share := _share(placement)):
+            argv += ["--gpu-memory-utilization", share]
+        if len(placement.devices) > 1:
+            argv += ["--tensor-parallel-size", str(len(placement.devices))]
+        argv += _options(model)
+        return Command(
+            (*argv, *model.extra_args),
+            {**hub_environment(self._environ), **visible_devices(model, placement)},
+        )
+
+    def signature(self, model: Model) -> str:
+        """All that reaches the command line or its environment, where and how large aside."""
+        memory = [model.vram_mib, model.vram_share, model.tensor_parallel_size]
+        argv = [model.executable or "vllm", model.source, *_options(model), *model.extra_args]
+        shape = {"engine": self.name, "argv": argv, "names": _names(model), "memory": memory}
+        return digest({**shape, "env": dict(model.env)})
+
+    def default_slots(self, model: Model) -> int | None:
+        """Two more than it runs at once: the next ones are at hand when a sequence ends."""
+        return None if model.max_num_seqs is None else model.max_num_seqs + 2
+
+    async def ready(self, probe: Probe, model: Model, address: str) -> Health:
+        """Healthy, and it lists the name: a stranger that took the port doesn't."""
+        health = await probe.get(address, model.health_path, READY_TIMEOUT)
+        if not health.ok:
+            return health
+        names = await probe.models(address, READY_TIMEOUT)
+        if names is None:
+            return Health(False, "it doesn't list its models")
+        return Health(True) if model.name in names else Health(False, "it doesn't list this model")
+
+
+def _names(model: Model) -> list[str]:
+    return list(dict.fromkeys((model.name, *model.aliases, model.served_name)))
+
+
+def _options(model: Model) -> list[str]:
+    options = (
+        ("--max-model-len", model.max_model_len),
+        ("--max-num-seqs", model.max_num_seqs),
+        ("--dtype", "" if model.dtype == "auto" else model.dtype),
+        ("--quantization", model.quantization),
+        ("--tokenizer", model.tokenizer),
+    )
+    return [text for flag, value in options if value for text in (flag, str(value))]
+
+
+def _share(placement: Placement) -> str:
+    """What was reserved, as a share of the smallest card, rounded down; empty when either is unknown."""
+    totals = [device.total_mib for device in placement.devices if device.total_mib > 0]
+    if not totals or placement.reserved_mib <= 0:
+        return ""
+    ten_thousandths = placement.reserved_mib * 10_000 // min(totals)
+    return f"{min(max(ten_thousandths, 1), 10_000) / 10_000:.4f}"

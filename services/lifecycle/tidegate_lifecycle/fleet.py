@@ -1,0 +1,328 @@
+"""The fleet: what runs where, and how that is changed. Only the reconciler calls what changes it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import socket
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from opentelemetry.trace import Span
+
+from tidegate_chassis import telemetry
+from tidegate_chassis.errors import Refused
+from tidegate_chassis.process import monotonic
+from tidegate_lifecycle import messages as m
+from tidegate_lifecycle import metrics
+from tidegate_lifecycle.adoption import Found
+from tidegate_lifecycle.budget import Card, Intent, Ledger
+from tidegate_lifecycle.catalog import Catalog, Model
+from tidegate_lifecycle.devices import Device
+from tidegate_lifecycle.engines import ENGINES
+from tidegate_lifecycle.engines.base import Placement
+from tidegate_lifecycle.events import Events
+from tidegate_lifecycle.instance import Drain, Instance, InstanceState
+from tidegate_lifecycle.keeper import ExternalKeeper, Keeper, Tools
+from tidegate_lifecycle.link import Link
+from tidegate_lifecycle.planner import plan
+from tidegate_lifecycle.runtimes.base import StartSpec
+from tidegate_lifecycle.store import Store
+from tidegate_lifecycle.supply import ModelView, view
+from tidegate_lifecycle.world import (
+    Circuit,
+    Policy,
+    Start,
+    Wait,
+    WaitReason,
+    World,
+)
+
+log = structlog.get_logger("tidegate.reconciler")
+
+BACK_OFF = (1.0, 60.0)
+"""Seconds: after the first failed start, and at most."""
+SHUTDOWN_GRACE = 3.0
+"""Seconds from SIGTERM to SIGKILL when the service stops."""
+
+
+class Fleet:
+    """Instances with their keepers, circuits, intents and orders; and the views that others are told."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        policy: Policy,
+        folder: Path,
+        boot: int,
+        link: Link,
+        store: Store,
+        devices: Sequence[Device],
+        load_times: dict[str, float],
+    ) -> None:
+        self.catalog, self.policy, self.folder, self.boot = catalog, policy, folder, boot
+        self.link, self.store = link, store
+        self.devices = {device.id: device for device in devices}
+        self.load_times = load_times
+        self.node = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "node"
+        self.events = Events()
+        self.instances: dict[str, Instance] = {}
+        self.keepers: dict[str, Keeper | ExternalKeeper] = {}
+        self.circuits: dict[str, Circuit] = {}
+        self.crashes: dict[str, int] = {}
+        """Servers of a model that died soon after they were ready, one after the other."""
+        self.unhealthy: dict[str, str] = {}
+        self.intents: tuple[Intent, ...] = ()
+        self.waits: dict[str, Wait] = {}
+        self.ordered: set[str] = set()
+        self.pinned: set[str] = set()
+        self.unload: set[str] = set()
+        self.counts: dict[str, dict[str, int]] = {}
+        self.views: dict[str, ModelView] = {}
+        self.changed_at: dict[str, int] = {}
+        self.generation = 1
+        self.catalog_watchers: set[asyncio.Event] = set()
+        self.stopping = False
+        self.began = monotonic()
+        self.settled = False
+        """The first reconcile is done."""
+        self.tools: Tools
+        """Set by the reconciler before anything is started."""
+        self._spans: dict[str, Span] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def world(self) -> World:
+        """What the planner is to see now."""
+        return World(
+            catalog=self.catalog.models,
+            cards=self.cards(),
+            instances=tuple(self.instances.values()),
+            demand=self.link.demand,
+            circuits=self.circuits,
+            load_times=self.load_times,
+            intents=self.intents,
+            settled=self.link.connected and self.link.settled,
+            seen=self.link.seen if self.link.settled else 0,
+            ordered=frozenset(self.ordered),
+            pinned=frozenset(self.pinned),
+            unload=frozenset(self.unload),
+            policy=self.policy,
+        )
+
+    def cards(self) -> tuple[Card, ...]:
+        """The devices with what others use of them: what the driver shows beyond our own reservations."""
+        cards = []
+        for device in self.devices.values():
+            ours = sum(i.reserved_mib for i in self.instances.values() if device.id in i.devices and i.exists)
+            foreign = max(0, (device.used_mib or 0) - ours)
+            cards.append(Card(device.id, device.pool, device.total_mib, device.budget_mib, foreign))
+        return tuple(cards)
+
+    def publish(self, now: float) -> None:
+        """Compares each model's view with the last one; a new generation when any differs."""
+        of: dict[str, list[Instance]] = {}
+        for instance in self.instances.values():
+            of.setdefault(instance.model, []).append(instance)
+        changed, urgent, states = [], False, False
+        for name, model in self.catalog.models.items():
+            new = view(
+                model,
+                of.get(name, ()),
+                self.waits.get(name),
+                self.circuits.get(name),
+                self.unhealthy.get(name, ""),
+                self.load_times.get(name),
+                now,
+            )
+            old = self.views.get(name)
+            if new == old:
+                continue
+            changed.append(name)
+            self.views[name] = new
+            urgent = urgent or old is None or _shape(old) != _shape(new)
+            states = states or old is None or old.state != new.state
+        if changed:
+            self.generation += 1
+            self.changed_at.update(dict.fromkeys(changed, self.generation))
+            for name in changed:
+                for instance in of.get(name, ()):
+                    if not instance.generation:
+                        instance.generation = self.generation
+        if self.link.stream is not None and (changed or self.link.stream.sent < 0):
+            self.link.stream.mark(urgent or self.link.stream.sent < 0)
+        if states:
+            for watcher in self.catalog_watchers:
+                watcher.set()
+        self.measure()
+
+    def measure(self) -> None:
+        metrics.ADMISSION_CONNECTED.set(1 if self.link.connected else 0)
+        for model in self.catalog.models:
+            for state in InstanceState:
+                if state is not InstanceState.GONE:
+                    number = sum(i.model == model and i.state is state for i in self.instances.values())
+                    metrics.INSTANCES.labels(model, state.name.lower()).set(number)
+        cards = self.cards()
+        ledger = Ledger(cards, self.instances.values())
+        for card in cards:
+            metrics.DEVICE_BUDGET.labels(card.id).set(card.budget_mib * 2**20)
+            metrics.DEVICE_RESERVED.labels(card.id).set(ledger.reserved(card.id) * 2**20)
+            metrics.DEVICE_FOREIGN.labels(card.id).set(card.foreign_mib * 2**20)
+
+    def to(self, instance: Instance, state: InstanceState, now: float, reason: str = "") -> None:
+        instance.to(state, now, reason)
+        instance.generation = 0
+        self.events.add(now, state.name.lower(), instance.model, instance.id, reason)
+
+    def drain(self, instance: Instance, drain: Drain, reason: str) -> None:
+        instance.start_drain(drain, reason)
+        instance.generation = 0
+        self.events.add(drain.since, "draining", instance.model, instance.id, reason)
+
+    def stop(self, instance: Instance, now: float, reason: str) -> None:
+        if instance.state is not InstanceState.STOPPING:
+            self.to(instance, InstanceState.STOPPING, now, reason)
+        keeper = self.keepers[instance.id]
+        if self.stopping:
+            keeper.stop(SHUTDOWN_GRACE)
+        else:
+            keeper.stop()
+
+    def _new_id(self, model: str) -> str:
+        return f"{self.node}.{re.sub(r'[^A-Za-z0-9-]', '-', model)[:40]}.{secrets.token_hex(4)}"
+
+    def start(self, action: Start, now: float) -> None:
+        model = self.catalog.models[action.model]
+        engine = ENGINES[model.engine]
+        instance = Instance(
+            self._new_id(model.name),
+            model.name,
+            action.devices,
+            action.reserved_mib,
+            now,
+            since=now,
+            last_used=now,
+        )
+        self.instances[instance.id] = instance
+        keeper = Keeper(instance.id, model, engine, self.tools)
+        self.keepers[instance.id] = keeper
+        devices = tuple(self.devices[device] for device in action.devices)
+
+        def spec(host: str, port: int) -> StartSpec:
+            command = engine.command(model, Placement(host, port, devices, action.reserved_mib))
+            return StartSpec(
+                instance_id=instance.id,
+                model=model.name,
+                signature=engine.signature(model),
+                argv=command.argv,
+                env=command.env,
+                cwd=self.folder,
+                host=host,
+                port=port,
+                device_ids=action.devices,
+                reserved_mib=action.reserved_mib,
+            )
+
+        self.events.add(now, "starting", model.name, instance.id, f"on {', '.join(action.devices)}")
+        demand = self.link.demand.get(model.name)
+        attributes = {"model": model.name, "instance": instance.id, "devices": ",".join(action.devices)}
+        parent = demand.trace_parent if demand is not None else ""
+        self._spans[instance.id] = telemetry.start_span("lifecycle.load", parent, attributes=attributes)
+        self.spawn(keeper.start(spec, now + model.start_timeout))
+
+    def end_span(self, instance_id: str, failed: str = "") -> None:
+        span = self._spans.pop(instance_id, None)
+        if span is not None:
+            if failed:
+                telemetry.fail_span(span, failed)
+            span.end()
+
+    def watch_external(self, model: Model, url: str, now: float) -> None:
+        address = url.rstrip("/")
+        instance = Instance(self._new_id(model.name), model.name, (), 0, now, since=now, last_used=now)
+        instance.address = address
+        self.instances[instance.id] = instance
+        keeper = ExternalKeeper(instance.id, model, ENGINES[model.engine], address, self.tools)
+        self.keepers[instance.id] = keeper
+        self.spawn(keeper.run())
+
+    def take_over(self, item: Found, now: float) -> None:
+        """Adopts a server that was found running; one that isn't wanted as it is ends, and holds its room."""
+        server = item.server
+        known = tuple(device for device in server.device_ids if device in self.devices)
+        instance = Instance(
+            server.instance_id,
+            server.model,
+            known,
+            server.reserved_mib,
+            now - server.age,
+            since=now,
+            last_used=now,
+        )
+        instance.address, instance.pid, instance.adopted = server.address, server.pid, True
+        self.instances[instance.id] = instance
+        model = self.catalog.models.get(server.model) or Model(server.model)
+        keeper = Keeper(instance.id, model, ENGINES[model.engine], self.tools)
+        self.keepers[instance.id] = keeper
+        deadline = instance.ordered_at + model.start_timeout
+        self.spawn(keeper.adopt(server, item.ready, deadline))
+        if item.unwanted:
+            self.stop(instance, now, item.unwanted)
+            return
+        if item.ready:
+            instance.to(InstanceState.READY, now)
+        metrics.ADOPTED.labels(instance.model).inc()
+        self.events.add(now, "adopted", instance.model, instance.id, f"process {server.pid}")
+
+    def back_off(self, model: str, text: str, now: float) -> None:
+        before = self.circuits.get(model)
+        failures = (before.failures if before else 0) + 1
+        delay = min(BACK_OFF[1], BACK_OFF[0] * 2 ** min(failures - 1, 10))
+        self.circuits[model] = Circuit(failures, now + delay, text)
+        self.ordered.discard(model)
+
+    def count(self, model: str, what: str) -> None:
+        counts = self.counts.setdefault(model, {})
+        counts[what] = counts.get(what, 0) + 1
+
+    def load_error(self, name: str, now: float) -> Refused | None:
+        circuit = self.circuits.get(name)
+        if circuit is not None and circuit.retry_at > now:
+            return refused("REASON_START_FAILED", circuit.message, circuit.retry_at - now)
+        world = self.world()
+        trial = plan(World(**{**vars(world), "ordered": world.ordered | {name}}), now)
+        wait = trial.waits.get(name)
+        if wait is None or wait.reason not in (WaitReason.NEVER_FITS, WaitReason.NO_CAPACITY):
+            return None
+        return refused(f"REASON_{wait.reason.name}", wait.text)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """A task whose exception is fatal for the service."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.tools.post(m.Broke(error))
+
+    async def let_go(self) -> None:
+        """Ends the keepers' tasks and leaves the servers running."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _shape(item: ModelView) -> tuple[Any, ...]:
+    """What is told at once when it changes: states and reasons, not what servers report of their load."""
+    return item.state, item.reason, tuple((one.id, one.state, one.address) for one in item.instances)
+
+
+def refused(reason: str, text: str, retry_after: float = 0.0) -> Refused:
+    """An order that can't be carried out."""
+    return Refused(grpc.StatusCode.FAILED_PRECONDITION, reason, text, retry_after)

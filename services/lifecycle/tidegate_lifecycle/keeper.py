@@ -1,0 +1,216 @@
+"""One task owns one model server, from the order to its verified end; it reports to the reconciler."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from tidegate_chassis.process import monotonic
+from tidegate_lifecycle import logs
+from tidegate_lifecycle.catalog import Model
+from tidegate_lifecycle.engines.base import Engine
+from tidegate_lifecycle.messages import BecameReady, Died, Gone, Launched, Message, Sampled, StartEnded
+from tidegate_lifecycle.probes import Probe
+from tidegate_lifecycle.runtimes.base import Runtime, Server, StartFailed, StartSpec
+
+log = structlog.get_logger("tidegate.keeper")
+
+HEALTH_EVERY = 5.0
+"""Seconds between two health checks of a server that is ready."""
+HEALTH_FAILURES = 3
+"""Consecutive failed checks after which it counts as dead."""
+SAMPLE_EVERY = 1.0
+"""Seconds between two readings of what the server itself reports."""
+PROBE_TIMEOUT = 2.0
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a keeper works with."""
+
+    runtime: Runtime
+    probe: Probe
+    post: Callable[[Message], None]
+
+
+class _Ended(Exception):
+    """The server's life is over: go and verify."""
+
+
+class Keeper:
+    """Owns one instance of a model that runs here. `stop` is synchronous; `run` is its task."""
+
+    def __init__(self, instance_id: str, model: Model, engine: Engine, tools: Tools) -> None:
+        self.id, self.model, self.engine, self.tools = instance_id, model, engine, tools
+        self.server: Server | None = None
+        self._stop = asyncio.Event()
+        self._grace = engine.stop_grace
+        self._waits: list[asyncio.Task[Any]] = []
+
+    def stop(self, grace: float | None = None) -> None:
+        """Ends the server: SIGTERM, after `grace` seconds (its engine's when not given) SIGKILL.
+
+        May be called again with less.
+        """
+        self._grace = self._grace if grace is None else min(self._grace, grace)
+        if self._stop.is_set() and self.server is not None:
+            self._background(self.tools.runtime.stop(self.server, self._grace))
+        self._stop.set()
+
+    async def start(self, spec: Callable[[str, int], StartSpec], deadline: float) -> None:
+        """The life of a new server. `spec` is given a host and a port; `deadline` is monotonic."""
+
+        async def life() -> None:
+            host, port = await self.tools.runtime.endpoint()
+            try:
+                self.server = await self.tools.runtime.start(spec(host, port))
+            except StartFailed as error:
+                self._post(StartEnded(self.id, "refused", f"the server can't be started: {error}"))
+                raise _Ended from None
+            self._post(Launched(self.id, self.server.address, self.server.pid))
+            await self._until_ready(self.server, deadline)
+            await self._serve(self.server)
+
+        await self._to_the_end(life)
+
+    async def adopt(self, server: Server, ready: bool, deadline: float) -> None:
+        """The life of a server that was found running."""
+        self.server = server
+
+        async def life() -> None:
+            if not ready:
+                await self._until_ready(server, deadline)
+            await self._serve(server)
+
+        await self._to_the_end(life)
+
+    async def _to_the_end(self, life: Callable[[], Awaitable[None]]) -> None:
+        try:
+            with contextlib.suppress(_Ended):
+                await life()
+            if self.server is not None:
+                await self.tools.runtime.stop(self.server, self._grace)
+            self._post(Gone(self.id))
+        finally:
+            for task in self._waits:
+                task.cancel()
+
+    async def _until_ready(self, server: Server, deadline: float) -> None:
+        """1. told to stop; 2. ended by itself; 3. ready; 4. past its deadline: each leaves this wait."""
+        began = monotonic()
+        exited, stop = self._background(server.exited()), self._background(self._stop.wait())
+        while True:
+            probe = self._background(self.engine.ready(self.tools.probe, self.model, server.address))
+            await asyncio.wait({exited, stop, probe}, return_when=asyncio.FIRST_COMPLETED)
+            if stop.done():  # 1
+                probe.cancel()
+                raise _Ended
+            if exited.done():  # 2
+                probe.cancel()
+                await self._fail("exited", f"the server ended before it was ready ({exited.result()})")
+            self._waits.remove(probe)
+            if probe.result().ok:  # 3
+                await self.tools.runtime.mark_ready(server)
+                self._post(BecameReady(self.id))
+                return
+            if monotonic() >= deadline:  # 4
+                await self._fail("deadline", "the server wasn't ready within its start_timeout")
+            # Short loads are noticed within milliseconds, long ones aren't polled hard.
+            pause = min(1.0, max(0.02, (monotonic() - began) * 0.02))
+            await asyncio.wait({exited, stop}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _fail(self, kind: str, text: str) -> None:
+        lines = await self.tools.runtime.tail(self.model.name, 50)
+        told = logs.reason(lines, secrets=self.model.env.values())
+        self._post(StartEnded(self.id, kind, f"{text}: {told}" if told else text))
+        raise _Ended
+
+    async def _serve(self, server: Server) -> None:
+        """Until it is told to stop, ends by itself (seen at once), or fails its health checks."""
+        exited, stop = self._background(server.exited()), self._background(self._stop.wait())
+        unhealthy = self._background(self._watch(server))
+        await asyncio.wait({exited, stop, unhealthy}, return_when=asyncio.FIRST_COMPLETED)
+        unhealthy.cancel()
+        if stop.done():
+            return
+        if exited.done():
+            self._post(Died(self.id, f"the server ended ({exited.result()})"))
+        else:
+            self._post(Died(self.id, f"{HEALTH_FAILURES} health checks failed ({unhealthy.result()})"))
+
+    async def _watch(self, server: Server) -> str:
+        """Reads its load each second and checks its health; returns why it counts as dead."""
+        failures, checked = 0, monotonic()
+        while True:
+            await asyncio.sleep(SAMPLE_EVERY)
+            if self.engine.reports_load:
+                load = await self.tools.probe.load(server.address, PROBE_TIMEOUT)
+                self._post(Sampled(self.id, load.running, load.queued))
+            if monotonic() - checked < HEALTH_EVERY:
+                continue
+            health = await self.tools.probe.get(server.address, self.model.health_path, PROBE_TIMEOUT)
+            checked = monotonic()
+            failures = 0 if health.ok else failures + 1
+            if failures:
+                log.warning("a health check failed", instance=self.id, failures=failures, why=health.detail)
+            if failures >= HEALTH_FAILURES:
+                return health.detail
+
+    def _post(self, message: Message) -> None:
+        self.tools.post(message)
+
+    def _background(self, wait: Awaitable[Any]) -> asyncio.Task[Any]:
+        task = asyncio.ensure_future(wait)
+        self._waits.append(task)
+        return task
+
+
+class ExternalKeeper:
+    """Watches one server that runs elsewhere: tells when it answers and when it no longer does."""
+
+    def __init__(self, instance_id: str, model: Model, engine: Engine, address: str, tools: Tools) -> None:
+        self.id, self.model, self.engine, self.address, self.tools = (
+            instance_id,
+            model,
+            engine,
+            address,
+            tools,
+        )
+        self._stop = asyncio.Event()
+        self.server: Server | None = None
+
+    def stop(self, grace: float | None = None) -> None:
+        """Ends the watching; the server itself is left alone."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Its life: until it answers, while it answers, and the end."""
+        told = False
+        while not self._stop.is_set():
+            health = await self.engine.ready(self.tools.probe, self.model, self.address)
+            if health.ok:
+                self.tools.post(BecameReady(self.id))
+                break
+            if not told:
+                told = True
+                self.tools.post(
+                    StartEnded(self.id, "unhealthy", "the external server doesn't answer its health check")
+                )
+            await self._pause(1.0)
+        failures = 0
+        while not self._stop.is_set() and failures < HEALTH_FAILURES:
+            await self._pause(HEALTH_EVERY if not failures else 1.0)
+            health = await self.tools.probe.get(self.address, self.model.health_path, PROBE_TIMEOUT)
+            failures = 0 if health.ok else failures + 1
+        if failures:
+            self.tools.post(Died(self.id, "the external server no longer answers its health check"))
+        self.tools.post(Gone(self.id))
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)

@@ -1,0 +1,132 @@
+"""What the reconciler is told. One dataclass for each kind; it alone changes the state."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
+from tidegate_lifecycle.devices import Device
+from tidegate_lifecycle.link import Stream
+
+
+@dataclass(frozen=True)
+class Launched:
+    """The server's process runs; it isn't ready yet."""
+
+    instance_id: str
+    address: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class BecameReady:
+    """The server answers."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True)
+class StartEnded:
+    """The start failed, for people: without paths, environment or secrets."""
+
+    instance_id: str
+    kind: str
+    """exited, deadline or refused: a label of metrics."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Died:
+    """A server that was ready has ended, or no longer answers its health check."""
+
+    instance_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Gone:
+    """The process is verified gone."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the server itself reports as running and waiting."""
+
+    instance_id: str
+    running: int | None
+    queued: int | None
+
+
+@dataclass(frozen=True)
+class DemandCame:
+    """A report of admission."""
+
+    stream: Stream
+    report: pb.DemandReport
+
+
+@dataclass(frozen=True)
+class StreamEnded:
+    """The link of an admission is over."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True)
+class DevicesRead:
+    """New readings of the cards."""
+
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The learned load time of a model, in seconds."""
+
+    model: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """The service stops: drain and stop every model server."""
+
+    drain: float
+    """Seconds that drains may take."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """An operator's order; `done` gets None or a Refused."""
+
+    verb: str
+    """load, unload, pin or unpin."""
+    model: str
+    done: asyncio.Future[None] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Broke:
+    """A task of the service ended with an exception: fatal."""
+
+    error: BaseException
+
+
+Message = (
+    Launched
+    | BecameReady
+    | StartEnded
+    | Died
+    | Gone
+    | Sampled
+    | DemandCame
+    | StreamEnded
+    | DevicesRead
+    | Learned
+    | Shutdown
+    | Order
+    | Broke
+)

@@ -1,0 +1,315 @@
+"""The one writer: it alone changes instances, circuits and intents. Others post messages to its mailbox.
+
+It takes in what has happened, asks the planner, carries the actions out through one keeper per instance,
+and publishes what has changed. Each message has a named handler; none of them waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+
+from tidegate_chassis.process import monotonic
+from tidegate_lifecycle import messages as m
+from tidegate_lifecycle import metrics
+from tidegate_lifecycle.adoption import Found
+from tidegate_lifecycle.budget import Ledger
+from tidegate_lifecycle.fleet import Fleet, refused
+from tidegate_lifecycle.instance import Drain, DrainCause, InstanceState
+from tidegate_lifecycle.keeper import Tools
+from tidegate_lifecycle.planner import plan
+from tidegate_lifecycle.world import (
+    Plan,
+    Start,
+    StartDrain,
+    Stop,
+    Undrain,
+)
+
+log = structlog.get_logger("tidegate.reconciler")
+
+TICK = 1.0
+"""Seconds between two plans at most: for times that the planner doesn't name."""
+BACK_OFF = (1.0, 60.0)
+"""Seconds: after the first failed start, and at most."""
+FORGIVEN = 600.0
+"""Seconds after which failed starts are forgotten."""
+STABLE = 60.0
+"""A server that lived so long, in seconds, isn't held against its model when it dies."""
+SHUTDOWN_GRACE = 3.0
+"""Seconds from SIGTERM to SIGKILL when the service stops."""
+
+
+class Reconciler:
+    """The fleet's state and what happens to it. `post` may be called from anywhere on the loop."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.mailbox: asyncio.Queue[m.Message] = asyncio.Queue()
+        self.settled = asyncio.Event()
+        """The first reconcile is done."""
+        self.finished = asyncio.Event()
+        """The service stops, and no instance exists any more."""
+        self._handlers: dict[type[Any], Callable[[Any, float], None]] = {
+            m.Launched: self._launched,
+            m.BecameReady: self._became_ready,
+            m.StartEnded: self._start_ended,
+            m.Died: self._died,
+            m.Gone: self._gone,
+            m.Sampled: self._sampled,
+            m.DemandCame: self._demand_came,
+            m.StreamEnded: self._stream_ended,
+            m.DevicesRead: self._devices_read,
+            m.Learned: self._learned,
+            m.Order: self._order,
+            m.Shutdown: self._shutdown,
+            m.Broke: self._broke,
+        }
+
+    def post(self, message: m.Message) -> None:
+        """Tells it something; never waits."""
+        self.mailbox.put_nowait(message)
+
+    async def run(self, tools: Tools, found: Sequence[Found]) -> None:
+        """Works until cancelled. `found` are the servers that ran already, judged."""
+        self.fleet.tools = tools
+        now = monotonic()
+        for item in found:
+            self.fleet.take_over(item, now)
+        self.settled.set()
+        self.fleet.settled = True
+        for model in self.fleet.catalog.models.values():
+            for url in model.urls:
+                self.fleet.watch_external(model, url, now)
+        if self.fleet.link.stream is not None:  # what was sent until now was unsettled: tell everything again
+            self.fleet.link.stream.sent = -1
+        wake_at = self._reconcile(monotonic())
+        while True:
+            pause = min(TICK, max(0.0, wake_at - monotonic()))
+            try:
+                async with asyncio.timeout(pause + 0.001):
+                    message = await self.mailbox.get()
+            except TimeoutError:
+                pass
+            else:
+                self._handle(message)
+                while not self.mailbox.empty():
+                    self._handle(self.mailbox.get_nowait())
+            wake_at = self._reconcile(monotonic())
+
+    def _handle(self, message: m.Message) -> None:
+        self._handlers[type(message)](message, monotonic())
+
+    # -- what has happened -------------------------------------------------------------------------
+
+    def _launched(self, message: m.Launched, now: float) -> None:
+        instance = self.fleet.instances[message.instance_id]
+        instance.address, instance.pid = message.address, message.pid
+
+    def _became_ready(self, message: m.BecameReady, now: float) -> None:
+        instance = self.fleet.instances[message.instance_id]
+        self.fleet.unhealthy.pop(instance.model, None)
+        if instance.state is not InstanceState.STARTING:
+            return  # it was told to stop meanwhile
+        self.fleet.to(instance, InstanceState.READY, now)
+        self.fleet.circuits.pop(instance.model, None)
+        self.fleet.end_span(instance.id)
+        model = self.fleet.catalog.models[instance.model]
+        if not model.external and not instance.adopted:
+            took = now - instance.ordered_at
+            self.fleet.count(instance.model, "loads")
+            metrics.LOADS.labels(instance.model).inc()
+            metrics.LOAD_SECONDS.labels(instance.model).observe(took)
+            self.fleet.spawn(self._remember(instance.model, took))
+
+    async def _remember(self, model: str, seconds: float) -> None:
+        self.post(m.Learned(model, await self.fleet.store.record_load(model, seconds)))
+
+    def _learned(self, message: m.Learned, now: float) -> None:
+        self.fleet.load_times[message.model] = message.seconds
+
+    def _start_ended(self, message: m.StartEnded, now: float) -> None:
+        instance = self.fleet.instances[message.instance_id]
+        if self.fleet.catalog.models[instance.model].external:
+            self.fleet.unhealthy[instance.model] = message.text
+            return
+        if instance.state is not InstanceState.STARTING:
+            return
+        self.fleet.to(instance, InstanceState.STOPPING, now, message.text)
+        self.fleet.events.add(now, "start_failed", instance.model, instance.id, message.text)
+        self.fleet.end_span(instance.id, message.kind)
+        self.fleet.count(instance.model, "failed_loads")
+        metrics.FAILED_LOADS.labels(instance.model, message.kind).inc()
+        self.fleet.back_off(instance.model, message.text, now)
+
+    def _died(self, message: m.Died, now: float) -> None:
+        instance = self.fleet.instances[message.instance_id]
+        if instance.state not in (InstanceState.READY, InstanceState.DRAINING):
+            return
+        drained, ready_at = instance.state is InstanceState.DRAINING, instance.ready_at or now
+        self.fleet.to(instance, InstanceState.STOPPING, now, message.text)
+        self.fleet.events.add(now, "died", instance.model, instance.id, message.text)
+        if self.fleet.catalog.models[instance.model].external:
+            self.fleet.unhealthy[instance.model] = message.text
+            return
+        self.fleet.count(instance.model, "restarts")
+        metrics.RESTARTS.labels(instance.model).inc()
+        self.fleet.crashes[instance.model] = (
+            self.fleet.crashes.get(instance.model, 0) + 1 if now - ready_at < STABLE else 1
+        )
+        if self.fleet.crashes[instance.model] > 1:
+            self.fleet.back_off(instance.model, message.text, now)
+        elif not drained:
+            self.fleet.ordered.add(instance.model)  # restarted, though nobody may wait for it just now
+
+    def _gone(self, message: m.Gone, now: float) -> None:
+        instance = self.fleet.instances.pop(message.instance_id)
+        if instance.state is not InstanceState.STOPPING:
+            self.fleet.to(instance, InstanceState.STOPPING, now, "it was told to end")
+        self.fleet.to(instance, InstanceState.GONE, now, instance.reason)
+        del self.fleet.keepers[instance.id]
+        self.fleet.end_span(instance.id, "stopped")
+        model = self.fleet.catalog.models.get(instance.model)
+        if model is None or not any(other.model == instance.model for other in self.fleet.instances.values()):
+            self.fleet.unload.discard(instance.model)
+        if model is not None and model.external and not self.fleet.stopping:
+            self.fleet.watch_external(model, instance.address, now)
+
+    def _sampled(self, message: m.Sampled, now: float) -> None:
+        instance = self.fleet.instances[message.instance_id]
+        instance.running, instance.queued = message.running, message.queued
+        if message.running:
+            instance.last_used = now
+
+    def _demand_came(self, message: m.DemandCame, now: float) -> None:
+        before, settled = self.fleet.link.roster, self.fleet.link.settled
+        connected = self.fleet.link.connected
+        if not self.fleet.link.take(message.stream, message.report, self.fleet.instances, now):
+            return
+        if not connected:
+            self.fleet.events.add(now, "admission_connected")
+        if self.fleet.link.settled and not settled:
+            log.info("admission is settled", roster=len(self.fleet.link.roster or ()))
+        if self.fleet.link.roster != before:
+            self.fleet.spawn(self.fleet.store.set_roster(self.fleet.link.roster or ()))
+
+    def _stream_ended(self, message: m.StreamEnded, now: float) -> None:
+        if self.fleet.link.end(message.stream, now, self.fleet.instances):
+            self.fleet.events.add(now, "admission_left")
+
+    def _devices_read(self, message: m.DevicesRead, now: float) -> None:
+        self.fleet.devices = {device.id: device for device in message.devices}
+
+    def _broke(self, message: m.Broke, now: float) -> None:
+        raise message.error
+
+    def _shutdown(self, message: m.Shutdown, now: float) -> None:
+        """Ready ones drain; starting ones end at once; the rest is under way."""
+        self.fleet.stopping = True
+        for instance in list(self.fleet.instances.values()):
+            drain = Drain(DrainCause.SHUTDOWN, now, now + message.drain)
+            if instance.state is InstanceState.DRAINING:
+                instance.drain = drain
+            elif (
+                instance.state is InstanceState.READY
+                and not self.fleet.catalog.models[instance.model].external
+            ):
+                self.fleet.drain(instance, drain, "the service stops")
+            else:
+                self.fleet.stop(instance, now, "the service stops")
+
+    def _order(self, message: m.Order, now: float) -> None:
+        """An operator's order: carried out by the plan that follows, or refused in numbers."""
+        name = message.model
+        if message.done.done():
+            return
+        if self.fleet.stopping:
+            message.done.set_exception(refused("REASON_DRAINING", "the service is stopping"))
+            return
+        if message.verb == "pin":
+            self.fleet.pinned.add(name)
+        elif message.verb == "unpin":
+            self.fleet.pinned.discard(name)
+        elif message.verb == "unload":
+            self.fleet.ordered.discard(name)
+            if any(instance.model == name for instance in self.fleet.instances.values()):
+                self.fleet.unload.add(name)
+        elif message.verb == "load":
+            self.fleet.unload.discard(name)
+            error = self.fleet.load_error(name, now)
+            if error is not None:
+                message.done.set_exception(error)
+                return
+            self.fleet.ordered.add(name)
+        message.done.set_result(None)
+
+    # -- plan, act, publish ------------------------------------------------------------------------
+
+    def _reconcile(self, now: float) -> float:
+        """One turn; returns when to plan again at the latest."""
+        retry_at = math.inf
+        for name, circuit in list(self.fleet.circuits.items()):
+            if now - circuit.retry_at > FORGIVEN:
+                del self.fleet.circuits[name]
+            elif circuit.retry_at > now:  # then its reason is taken back, though nobody may wait
+                retry_at = min(retry_at, circuit.retry_at)
+        if self.fleet.stopping:
+            wake_at = self._shutdown_turn(now)
+        else:
+            decided = plan(self.fleet.world(), now)
+            self._act(decided, now)
+            wake_at = decided.wake_at
+        self.fleet.publish(now)
+        return min(wake_at, retry_at)
+
+    def _act(self, decided: Plan, now: float) -> None:
+        self.fleet.intents, self.fleet.waits = decided.intents, dict(decided.waits)
+        for action in decided.actions:
+            if isinstance(action, Start):
+                self.fleet.start(action, now)
+            elif isinstance(action, StartDrain):
+                self._begin_drain(action, now)
+            elif isinstance(action, Undrain):
+                self.fleet.to(self.fleet.instances[action.instance_id], InstanceState.READY, now)
+            elif isinstance(action, Stop):
+                self._finish_drain(action, now)
+        self.fleet.ordered -= {i.model for i in self.fleet.instances.values() if i.serving}
+        for card, excess in Ledger(self.fleet.cards(), self.fleet.instances.values()).violation().items():
+            metrics.OVERCOMMITTED.labels(card).inc()
+            log.error("reservations exceed a device's budget", device=card, excess_mib=excess)
+
+    def _begin_drain(self, action: StartDrain, now: float) -> None:
+        instance = self.fleet.instances[action.instance_id]
+        limit = self.fleet.policy.drain_timeout
+        deadline = now + limit if limit else None
+        if action.cause is DrainCause.EVICTION:
+            metrics.EVICTIONS.labels(instance.model).inc()
+        self.fleet.drain(instance, Drain(action.cause, now, deadline, action.beneficiary), action.reason)
+
+    def _finish_drain(self, action: Stop, now: float) -> None:
+        instance = self.fleet.instances[action.instance_id]
+        if action.cut:
+            metrics.DRAINS_CUT.labels(instance.model).inc()
+        self.fleet.stop(instance, now, instance.reason)
+
+    def _shutdown_turn(self, now: float) -> float:
+        seen = self.fleet.link.seen if self.fleet.link.settled else 0
+        wake_at = math.inf
+        for instance in list(self.fleet.instances.values()):
+            if instance.state is not InstanceState.DRAINING or instance.drain is None:
+                continue
+            deadline = instance.drain.deadline or now
+            # Without an admission nobody can say that it is empty, and nobody new comes.
+            if not self.fleet.link.connected or instance.drained(seen) or deadline <= now:
+                self.fleet.stop(instance, now, "the service stops")
+            else:
+                wake_at = min(wake_at, deadline)
+        if not self.fleet.instances:
+            self.finished.set()
+        return wake_at
+
+    # -- acts --------------------------------------------------------------------------------------

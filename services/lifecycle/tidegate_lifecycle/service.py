@@ -1,0 +1,224 @@
+"""The gRPC servicer: translates, calls, translates. What belongs to later versions answers UNIMPLEMENTED."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
+from tidegate.lifecycle.v1 import lifecycle_pb2_grpc
+from tidegate_chassis.errors import Refused
+from tidegate_chassis.process import monotonic
+from tidegate_lifecycle import messages, status, supply
+from tidegate_lifecycle.catalog import Model
+from tidegate_lifecycle.events import Event
+from tidegate_lifecycle.link import Stream
+from tidegate_lifecycle.planner import explain
+from tidegate_lifecycle.reconciler import Reconciler
+from tidegate_lifecycle.runtimes.base import Runtime
+from tidegate_lifecycle.world import Action, Start, StartDrain, Stop
+
+SERVICE = "tidegate.lifecycle.v1.LifecycleService"
+TICK = 0.1
+"""Seconds between two reports when nothing is urgent."""
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
+    """Reads the reconciler's state, posts messages to it, and changes nothing itself."""
+
+    def __init__(self, reconciler: Reconciler, runtime: Runtime) -> None:
+        self.post, self.fleet, self.runtime = reconciler.post, reconciler.fleet, runtime
+
+    async def Coordinate(  # noqa: N802 - the contract's name
+        self, requests: AsyncIterator[pb.CoordinateRequest], context: Context
+    ) -> AsyncIterator[pb.CoordinateResponse]:
+        """Reads demands in a task of its own and writes supply as it changes."""
+        stream = Stream()
+        reader = asyncio.ensure_future(self._read(requests, stream))
+        try:
+            while True:
+                await stream.changed.wait()
+                if stream.ended is not None:
+                    raise stream.ended
+                if reader.done():
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stream.urgent.wait(), TICK)
+                stream.changed.clear()
+                stream.urgent.clear()
+                if stream.answered and stream.ended is None:
+                    yield pb.CoordinateResponse(supply=self._report(stream))
+                elif stream.ended is not None:
+                    raise stream.ended
+        finally:
+            reader.cancel()
+            self.post(messages.StreamEnded(stream))
+
+    async def _read(self, requests: AsyncIterator[pb.CoordinateRequest], stream: Stream) -> None:
+        try:
+            async for request in requests:
+                self.post(messages.DemandCame(stream, request.demand))
+        finally:
+            stream.mark(urgent=True)  # the writer sees that the reader is done
+
+    def _report(self, stream: Stream) -> pb.SupplyReport:
+        """What has changed since the last report; everything in the first one."""
+        fleet, now = self.fleet, monotonic()
+        whole = stream.sent < 0
+        report = pb.SupplyReport(
+            generation=pb.Generation(incarnation=fleet.boot, n=fleet.generation),
+            whole=whole,
+            settled=fleet.settled,
+            catalog_generation=pb.Generation(incarnation=fleet.boot, n=1),
+            models=[
+                supply.model_supply(view, now)
+                for name, view in fleet.views.items()
+                if whole or fleet.changed_at[name] > stream.sent
+            ],
+        )
+        if stream.first:
+            report.roster.extend(stream.roster or ())
+            report.roster_known = stream.roster is not None
+        stream.first, stream.sent = False, fleet.generation
+        return report
+
+    async def WatchCatalog(  # noqa: N802
+        self, request: pb.WatchCatalogRequest, context: Context
+    ) -> AsyncIterator[pb.WatchCatalogResponse]:
+        """Whole at once, and after each change of a state, at most ten times a second."""
+        fleet, changed = self.fleet, asyncio.Event()
+        fleet.catalog_watchers.add(changed)
+        try:
+            while True:
+                now = monotonic()
+                yield supply.catalog_response(
+                    fleet.catalog, fleet.views, fleet.boot, fleet.node, now - fleet.began
+                )
+                await changed.wait()
+                await asyncio.sleep(TICK)
+                changed.clear()
+        finally:
+            fleet.catalog_watchers.discard(changed)
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: N802
+        """A snapshot."""
+        return status.snapshot(self.fleet, monotonic())
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:  # noqa: N802
+        """Orders a start; FAILED_PRECONDITION with the numbers when it can't be."""
+        model = self._model(request.model)
+        if model.external:
+            raise _invalid(f"{model.name} runs elsewhere: it is never started or stopped here")
+        await self._order("load", model)
+        return pb.LoadModelResponse(state=self._state(model))
+
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:  # noqa: N802
+        """Orders a drain and a stop."""
+        model = self._model(request.model)
+        if model.external or model.always_on:
+            why = "runs elsewhere" if model.external else "is always_on"
+            raise _invalid(f"{model.name} {why}: it can't be unloaded")
+        await self._order("unload", model)
+        return pb.UnloadModelResponse(state=self._state(model))
+
+    async def PinModel(self, request: pb.PinModelRequest, context: Context) -> pb.PinModelResponse:  # noqa: N802
+        """Pins it or takes the pin off."""
+        await self._order("pin" if request.pinned else "unpin", self._model(request.model))
+        return pb.PinModelResponse()
+
+    async def PlanPlacement(  # noqa: N802
+        self, request: pb.PlanPlacementRequest, context: Context
+    ) -> pb.PlanPlacementResponse:
+        """The dry run."""
+        model = self._model(request.model)
+        if model.external:
+            return pb.PlanPlacementResponse(problem="it runs elsewhere")
+        decided, lines = explain(self.fleet.world(), model.name, monotonic())
+        wait = decided.waits.get(model.name)
+        actions = [text for action in decided.actions if (text := _words(action, model.name))]
+        return pb.PlanPlacementResponse(actions=actions, problem=wait.text if wait else "", devices=lines)
+
+    async def WatchEvents(  # noqa: N802
+        self, request: pb.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchEventsResponse]:
+        """The last ones kept, then each as it happens."""
+        events, name = self.fleet.events, self._model(request.model).name if request.model else ""
+        queue = events.watch()
+        try:
+            kept = [event for event in events.kept if name in ("", event.model)]
+            for event in kept[len(kept) - min(request.last, len(kept)) :]:
+                yield _event(event)
+            while True:
+                event = await queue.get()
+                if name in ("", event.model):
+                    yield _event(event)
+        finally:
+            events.unwatch(queue)
+
+    async def TailLog(  # noqa: N802
+        self, request: pb.TailLogRequest, context: Context
+    ) -> AsyncIterator[pb.TailLogResponse]:
+        """The last lines, then what follows if asked to."""
+        model = self._model(request.model)
+        if request.lines > 10_000:
+            raise _invalid("lines: give 1 to 10000, or 0 for 100")
+        _, offset = await self.runtime.log_since(model.name, None)
+        yield pb.TailLogResponse(lines=await self.runtime.tail(model.name, request.lines or 100))
+        while request.follow:
+            await asyncio.sleep(0.5)
+            lines, offset = await self.runtime.log_since(model.name, offset)
+            if lines:
+                yield pb.TailLogResponse(lines=lines)
+
+    # -- helpers -----------------------------------------------------------------------------------
+
+    def _model(self, name: str) -> Model:
+        model = self.fleet.catalog.find(name)
+        if model is None:
+            raise Refused(grpc.StatusCode.NOT_FOUND, "REASON_NOT_FOUND", f"there is no model {name[:200]!r}")
+        return model
+
+    def _state(self, model: Model) -> Any:
+        view = self.fleet.views.get(model.name)
+        return view.state if view is not None else pb.MODEL_STATE_STOPPED
+
+    async def _order(self, verb: str, model: Model) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.post(messages.Order(verb, model.name, done))
+        async with asyncio.timeout(10):
+            await done
+
+
+def _invalid(text: str) -> Refused:
+    return Refused(grpc.StatusCode.INVALID_ARGUMENT, "REASON_INVALID", text)
+
+
+def _words(action: Action, model: str) -> str:
+    """An action of a plan for people, if it has to do with the model."""
+    if isinstance(action, Start) and action.model == model:
+        return f"start on {', '.join(action.devices)}, {action.reserved_mib} MiB on each"
+    if isinstance(action, StartDrain) and action.beneficiary == model:
+        return f"drain and stop {action.instance_id}"
+    if isinstance(action, Stop):
+        return f"stop {action.instance_id}"
+    return ""
+
+
+def _event(event: Event) -> pb.WatchEventsResponse:
+    return pb.WatchEventsResponse(
+        event=pb.Event(
+            n=event.n,
+            age_ms=supply.millis(monotonic() - event.at),
+            kind=event.kind,
+            model=event.model,
+            instance_id=event.instance_id,
+            message=event.message,
+        )
+    )

@@ -1,0 +1,91 @@
+"""The snapshot for operators, in the wire's form."""
+
+from __future__ import annotations
+
+from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
+from tidegate_chassis.process import VERSION
+from tidegate_lifecycle.budget import Card, Ledger, need_on, whole_card
+from tidegate_lifecycle.catalog import Model
+from tidegate_lifecycle.devices import Device
+from tidegate_lifecycle.fleet import Fleet
+from tidegate_lifecycle.instance import Instance
+from tidegate_lifecycle.supply import millis, model_supply
+
+
+def snapshot(fleet: Fleet, now: float) -> pb.GetStatusResponse:
+    """Everything there is."""
+    cards = {card.id: card for card in fleet.cards()}
+    ledger = Ledger(cards.values(), fleet.instances.values())
+    return pb.GetStatusResponse(
+        version=VERSION,
+        uptime_ms=millis(now - fleet.began),
+        settled=fleet.settled,
+        models=[_model(fleet, model, cards, now) for _, model in sorted(fleet.catalog.models.items())],
+        instances=[_instance(item, now) for item in fleet.instances.values()],
+        devices=[_device(fleet, device, cards[device.id], ledger) for device in fleet.devices.values()],
+        admission_connected=fleet.link.connected,
+    )
+
+
+def _model(fleet: Fleet, model: Model, cards: dict[str, Card], now: float) -> pb.ModelStatus:
+    counts = fleet.counts.get(model.name, {})
+    status = pb.ModelStatus(
+        model=model.name,
+        loads=counts.get("loads", 0),
+        failed_loads=counts.get("failed_loads", 0),
+        restarts=counts.get("restarts", 0),
+        load_time_ms=millis(fleet.load_times.get(model.name, 0.0)),
+        pinned=model.always_on or model.name in fleet.pinned,
+        need_source="unknown" if whole_card(model) and not model.external else "declared",
+    )
+    pool = [card for card in cards.values() if card.pool == model.pool]
+    if pool and not model.external and not whole_card(model):
+        status.need_mib = min(need_on(model, card) for card in pool)
+    if model.name in fleet.views:
+        supply = model_supply(fleet.views[model.name], now)
+        status.state, status.reason, status.message = supply.state, supply.reason, supply.message
+        status.retry_after_ms = supply.retry_after_ms
+    wait = fleet.waits.get(model.name)
+    if wait is not None and not status.message:
+        status.message = f"waits ({wait.reason.value}): {wait.text}"
+    return status
+
+
+def _instance(item: Instance, now: float) -> pb.InstanceStatus:
+    return pb.InstanceStatus(
+        instance_id=item.id,
+        model=item.model,
+        state=item.state.value,  # type: ignore[arg-type]
+        address=item.address,
+        device_ids=item.devices,
+        reserved_mib=item.reserved_mib,
+        age_ms=millis(now - item.ordered_at),
+        idle_ms=0 if item.leases else millis(now - item.last_used),
+        leases=item.leases,
+        pid=item.pid,
+        adopted=item.adopted,
+        reason=item.reason,
+    )
+
+
+def _device(fleet: Fleet, device: Device, card: Card, ledger: Ledger) -> pb.DeviceStatus:
+    promised = sum(
+        need
+        for intent in fleet.intents
+        if not intent.victims
+        for name, need in zip(intent.devices, intent.needs, strict=True)
+        if name == device.id
+    )
+    status = pb.DeviceStatus(
+        device_id=device.id,
+        uuid=device.uuid,
+        name=device.name,
+        pool=device.pool,
+        total_mib=device.total_mib,
+        budget_mib=device.budget_mib,
+        reserved_mib=ledger.reserved(device.id) + promised,
+        problem=device.problem,
+    )
+    if device.used_mib is not None:
+        status.foreign_mib = card.foreign_mib
+    return status

@@ -1,0 +1,191 @@
+"""What admission is told: a view per model that changes only when something has changed, and its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
+from tidegate_lifecycle.catalog import Catalog, Model
+from tidegate_lifecycle.engines import ENGINES
+from tidegate_lifecycle.instance import Instance, InstanceState
+from tidegate_lifecycle.world import Circuit, Wait, WaitReason
+
+EXTERNAL_PATIENCE = 5.0
+"""Seconds that tickets wait for the first health check of an external server."""
+ROOM_RETRY = 5.0
+"""Seconds after which a model that found no capacity may be asked for again."""
+
+
+@dataclass(frozen=True)
+class InstanceView:
+    """One instance; times are absolute, so that an unchanged one compares equal."""
+
+    id: str
+    address: str
+    state: InstanceState
+    ordered_at: float
+    running: int | None
+    queued: int | None
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """One model; times are monotonic seconds."""
+
+    model: Model
+    state: int
+    """A value of pb.ModelState."""
+    slots: int | None
+    ready_in: float | None = None
+    """Seconds from whenever it is asked for."""
+    ready_at: float | None = None
+    deadline_at: float = 0.0
+    reason: int = pb.REASON_UNSPECIFIED
+    message: str = ""
+    retry_at: float = 0.0
+    """0 = a retry can't help."""
+    instances: tuple[InstanceView, ...] = ()
+
+
+def slots(model: Model) -> int | None:
+    """Requests in flight per instance; None = admission's default."""
+    return model.max_concurrent or ENGINES[model.engine].default_slots(model)
+
+
+def view(
+    model: Model,
+    instances: Sequence[Instance],
+    wait: Wait | None,
+    circuit: Circuit | None,
+    unhealthy: str,
+    load_time: float | None,
+    now: float,
+) -> ModelView:
+    """What is to be told of a model.
+
+    1. One instance serves: ready.
+    2. One is starting: loading, with what remains of the learned time and of the start deadline.
+    3. An external one that doesn't answer, a failed start in its back-off, no place for it: the reason.
+    4. Else it is stopped: the learned load time, or the bound of its turn.
+    """
+    shown = tuple(
+        InstanceView(i.id, i.address, i.state, i.ordered_at, i.running, i.queued)
+        for i in instances
+        if i.exists
+    )
+    base = ModelView(model, pb.MODEL_STATE_STOPPED, slots(model), instances=shown)
+    states = {item.state for item in shown}
+    changed: dict[str, object] = {}
+    if InstanceState.READY in states:  # 1
+        changed = {"state": pb.MODEL_STATE_READY}
+    elif unhealthy:  # 3
+        changed = {
+            "state": pb.MODEL_STATE_FAILED,
+            "reason": pb.REASON_UNHEALTHY,
+            "message": unhealthy,
+            "retry_at": _ROLLING,
+        }
+    elif InstanceState.STARTING in states:  # 2
+        began = min(item.ordered_at for item in shown if item.state is InstanceState.STARTING)
+        patience = EXTERNAL_PATIENCE if model.external else model.start_timeout
+        changed = {
+            "state": pb.MODEL_STATE_LOADING,
+            "ready_at": None if load_time is None else began + load_time,
+            "deadline_at": began + patience,
+        }
+    elif circuit is not None and circuit.retry_at > now:  # 3
+        changed = {
+            "state": pb.MODEL_STATE_FAILED,
+            "reason": pb.REASON_START_FAILED,
+            "message": circuit.message,
+            "retry_at": circuit.retry_at,
+        }
+    elif wait is not None and wait.reason in (WaitReason.NEVER_FITS, WaitReason.NO_CAPACITY):  # 3
+        never = wait.reason is WaitReason.NEVER_FITS
+        changed = {
+            "reason": pb.REASON_NEVER_FITS if never else pb.REASON_NO_CAPACITY,
+            "message": f"it can never fit: {wait.text}" if never else f"there is no room: {wait.text}",
+            "retry_at": 0.0 if never else _ROLLING,
+        }
+    else:  # 4
+        failed = circuit is not None
+        bound = wait.ready_in if wait is not None else None
+        changed = {
+            "state": pb.MODEL_STATE_FAILED if failed else pb.MODEL_STATE_STOPPED,
+            "ready_in": load_time if wait is None else None,
+            # To five seconds: the bound is an estimate, and not each tick of it is news.
+            "ready_at": None if bound is None else round((now + bound) / 5) * 5.0,
+        }
+    return ModelView(**{**vars(base), **changed})
+
+
+_ROLLING = -1.0
+"""A retry time that is always ROOM_RETRY from now."""
+
+
+def model_supply(item: ModelView, now: float) -> pb.ModelSupply:
+    """The wire's form: durations from now."""
+    supply = pb.ModelSupply(
+        model=item.model.name,
+        state=item.state,  # type: ignore[arg-type]
+        reason=item.reason,  # type: ignore[arg-type]
+        message=item.message,
+        start_deadline_ms=max(1, millis(item.deadline_at - now)) if item.deadline_at else 0,
+        retry_after_ms=millis(ROOM_RETRY) if item.retry_at == _ROLLING else millis(item.retry_at - now),
+        instances=[_instance_supply(one, item.slots, now) for one in item.instances],
+    )
+    if item.slots is not None:
+        supply.max_concurrent = item.slots
+    if item.model.max_queue is not None:
+        supply.max_queue = item.model.max_queue
+    ready_in = item.ready_in if item.ready_at is None else item.ready_at - now
+    if ready_in is not None:
+        supply.ready_in_ms = millis(ready_in)
+    return supply
+
+
+def _instance_supply(item: InstanceView, limit: int | None, now: float) -> pb.InstanceSupply:
+    supply = pb.InstanceSupply(
+        instance_id=item.id,
+        address=item.address,
+        state=item.state.value,  # type: ignore[arg-type]
+        slots=limit or 0,
+        age_ms=millis(now - item.ordered_at),
+    )
+    if item.running is not None:
+        supply.running = item.running
+    if item.queued is not None:
+        supply.queued = item.queued
+    return supply
+
+
+def millis(seconds: float) -> int:
+    """Whole milliseconds, never below 0."""
+    return max(0, round(seconds * 1000))
+
+
+def catalog_response(
+    catalog: Catalog, views: Mapping[str, ModelView], boot: int, node_id: str, age: float
+) -> pb.WatchCatalogResponse:
+    """The whole catalogue with states."""
+    models = [
+        pb.CatalogModel(
+            name=model.name,
+            aliases=model.aliases,
+            upstream_model=upstream_name(model),
+            request_defaults_json=json.dumps(model.request_defaults) if model.request_defaults else "",
+            state=views[model.name].state if model.name in views else pb.MODEL_STATE_STOPPED,  # type: ignore[arg-type]
+            engine=model.engine,
+            age_ms=millis(age),
+        )
+        for _, model in sorted(catalog.models.items())
+    ]
+    generation = pb.Generation(incarnation=boot, n=1)
+    return pb.WatchCatalogResponse(generation=generation, models=models, node_id=node_id)
+
+
+def upstream_name(model: Model) -> str:
+    """What the edge writes into the body; empty = nothing: a vLLM server of ours serves name and aliases."""
+    return model.upstream_model if model.engine == "vllm" else model.served_name

@@ -1,0 +1,357 @@
+"""The gate alone: a naive model beside it under random operations, and the cases worth naming."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.admission.support import READY, instance, model
+from tidegate_admission.gate import Gate, Limits
+from tidegate_admission.supply import InstanceState
+from tidegate_admission.tally import Tally
+from tidegate_admission.ticket import (
+    IllegalTransitionError,
+    LeaseEnd,
+    Outcome,
+    Phase,
+    Reason,
+    Ticket,
+    TicketEnd,
+)
+
+CATALOG = (1, 5)
+STATES = (InstanceState.STARTING, READY, READY, InstanceState.DRAINING, InstanceState.STOPPING)
+
+
+@dataclass
+class Naive:
+    """What a gate should do, written as plainly as possible; slow."""
+
+    waiting: list[Ticket] = field(default_factory=list)
+    leases: dict[tuple[str, int], str] = field(default_factory=dict)
+    slots: dict[str, int] = field(default_factory=dict)
+    states: dict[str, int] = field(default_factory=dict)
+    held_until: dict[str, float] = field(default_factory=dict)
+
+    def free(self, name: str, now: float) -> int:
+        if self.states[name] != READY or self.held_until.get(name, 0.0) > now:
+            return 0
+        return self.slots[name] - sum(on == name for on in self.leases.values())
+
+    def rooms(self, ticket: Ticket, now: float) -> list[str]:
+        may = [n for n, state in self.states.items() if state in (READY, InstanceState.STARTING)]
+        shut = ticket.excluded if any(n not in ticket.excluded for n in may) else frozenset()
+        return [n for n in self.slots if n not in shut and self.free(n, now) > 0]
+
+    def next(self, silent: set[str], now: float) -> Ticket | None:
+        able = [
+            ticket
+            for ticket in self.waiting
+            if ticket.id[0] not in silent and ticket.catalog <= CATALOG and self.rooms(ticket, now)
+        ]
+        return min(able, key=lambda ticket: (not ticket.moves, ticket.arrived), default=None)
+
+
+class GateMachine(RuleBasedStateMachine):
+    """Random operations on a gate and on the naive model, which must agree after each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 100.0
+        self.silent: set[str] = set()
+        self.gate = Gate("m", Limits(3, 6, 30.0), Tally(), self.silent, self.now)
+        self.naive = Naive()
+        self.tickets: dict[tuple[str, int], Ticket] = {}
+        self.n = 0
+        self.supplied = False
+
+    def decide(self) -> None:
+        decisions = self.gate.decide(self.now)
+        for ticket, address, _, _ in decisions.grants if decisions else ():
+            wanted = self.naive.next(self.silent, self.now)
+            assert wanted is ticket, "the turn was another ticket's"
+            rooms = self.naive.rooms(ticket, self.now)
+            assert ticket.instance_id in rooms
+            most = max(self.naive.free(name, self.now) for name in rooms)
+            assert ticket.affinity or self.naive.free(ticket.instance_id, self.now) == most
+            assert address == f"http://{ticket.instance_id}"
+            self.naive.waiting.remove(ticket)
+            self.naive.leases[ticket.id] = ticket.instance_id
+        assert not decisions or not decisions.refusals
+        assert self.naive.next(self.silent, self.now) is None, "a slot is free and a ticket was left waiting"
+
+    @rule(session=st.sampled_from("abc"), early=st.booleans(), affinity=st.sampled_from(["", "", "x", "y"]))
+    def offer(self, session: str, early: bool, affinity: str) -> None:
+        self.n += 1
+        self.now += 0.001
+        catalog = (1, 6) if early and self.n % 5 == 0 else CATALOG
+        ticket = Ticket((session, self.n), "m", self.now, affinity=affinity, catalog=catalog)
+        full = len(self.naive.waiting) >= 6
+        refusal = self.gate.offer(ticket, self.now)
+        assert (refusal is not None) == full
+        if refusal is None:
+            self.tickets[ticket.id] = ticket
+            self.naive.waiting.append(ticket)
+        else:
+            assert refusal.reason is Reason.QUEUE_FULL
+            assert 1 <= refusal.retry_after <= 120
+        self.decide()
+
+    @rule(age=st.floats(0, 50), moves=st.integers(0, 1))
+    def restate_waiting(self, age: float, moves: int) -> None:
+        self.n += 1
+        ticket = Ticket(("a", self.n), "m", self.now - age, moves=moves)
+        self.gate.restate_waiting(ticket, self.now)
+        self.tickets[ticket.id] = ticket
+        self.naive.waiting.append(ticket)
+        self.decide()
+
+    @precondition(lambda self: self.naive.slots)
+    @rule(data=st.data())
+    def restate_held(self, data: st.DataObject) -> None:
+        self.n += 1
+        where = data.draw(st.sampled_from(sorted(self.naive.slots)))
+        ticket = Ticket(("a", self.n), "m", self.now)
+        self.gate.restate_held(ticket, where, self.now)
+        self.tickets[ticket.id] = ticket
+        self.naive.leases[ticket.id] = where
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), outcome=st.sampled_from([Outcome.OK, Outcome.CONNECT_FAILED, Outcome.UNUSED]))
+    def done(self, data: st.DataObject, outcome: Outcome) -> None:
+        ticket = self.tickets.pop(data.draw(st.sampled_from(sorted(self.tickets))))
+        self.gate.done(ticket, outcome, self.now)
+        self.gate.done(ticket, outcome, self.now)  # an end that is repeated changes nothing
+        self.leave(ticket, outcome)
+        self.decide()
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data())
+    def move(self, data: st.DataObject) -> None:
+        ticket = self.tickets[data.draw(st.sampled_from(sorted(self.tickets)))]
+        where = self.naive.leases.get(ticket.id, "i1")
+        self.gate.move(ticket, where, Outcome.CONNECT_FAILED, ticket.moves + 1, self.now)
+        if ticket.id in self.naive.leases:
+            self.leave(ticket, Outcome.CONNECT_FAILED)
+            self.naive.waiting.append(ticket)
+        self.decide()
+
+    def leave(self, ticket: Ticket, outcome: Outcome) -> None:
+        where = self.naive.leases.pop(ticket.id, None)
+        if where is None:
+            self.naive.waiting = [other for other in self.naive.waiting if other is not ticket]
+        elif outcome is Outcome.CONNECT_FAILED:
+            self.naive.held_until[where] = self.now + 5.0
+
+    @rule(states=st.lists(st.tuples(st.sampled_from(STATES), st.integers(1, 4)), max_size=3))
+    def supply(self, states: list[tuple[InstanceState, int]]) -> None:
+        item = model(*[instance(f"i{i}", slots, state) for i, (state, slots) in enumerate(states, 1)])
+        losses = self.gate.supply(item, CATALOG, True, self.now)
+        there = {one.id for one in item.instances}
+        lost = {ticket_id for ticket_id, on in self.naive.leases.items() if on not in there}
+        assert {loss.ticket.id for loss in losses} == lost
+        for ticket_id in lost:
+            del self.naive.leases[ticket_id]
+            del self.tickets[ticket_id]
+        self.naive.slots = {one.id: min(one.slots, 3) for one in item.instances}
+        self.naive.states = {one.id: one.state for one in item.instances}
+        for name in [n for n, state in self.naive.states.items() if state == READY]:
+            self.naive.held_until.pop(name, None)
+        for name in set(self.naive.held_until) - there:
+            del self.naive.held_until[name]
+        self.supplied = True
+        self.decide()
+
+    @rule(session=st.sampled_from("abc"))
+    def silence(self, session: str) -> None:
+        if session in self.silent:
+            self.silent.discard(session)
+            self.gate.release_session(session)
+        else:
+            self.silent.add(session)
+        self.decide()
+
+    @precondition(lambda self: self.supplied)
+    @rule(seconds=st.floats(0.1, 20))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        for refusal in self.gate.expire(self.now):
+            assert refusal.reason is Reason.QUEUE_TIMEOUT
+            del self.tickets[refusal.ticket.id]
+            self.naive.waiting.remove(refusal.ticket)
+        self.decide()
+
+    @invariant()
+    def agree(self) -> None:
+        assert set(self.gate.waiting) == {ticket.id for ticket in self.naive.waiting}
+        book = {t: slot.id for slot in self.gate.slots.values() for t in slot.leases}
+        assert book == self.naive.leases
+        tally = self.gate.tally
+        assert tally.active == self.gate.active == len(book)
+        assert tally.waiting == len(self.gate.waiting)
+
+
+TestGateMachine = GateMachine.TestCase
+TestGateMachine.settings = settings(
+    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def gate(slots: int = 1, **limits: float) -> Gate:
+    """A gate with one instance."""
+    made = Gate("m", Limits(**{"max_queue": 1_000_000, **limits}), Tally(), set(), 0.0)  # type: ignore[arg-type]
+    made.supply(model(instance(slots=slots)), CATALOG, True, 0.0)
+    return made
+
+
+def offer(target: Gate, n: int, now: float = 0.0, **words: object) -> Ticket:
+    """A ticket that waits."""
+    ticket = Ticket(("s", n), "m", now, **words)  # type: ignore[arg-type]
+    assert target.offer(ticket, now) is None
+    return ticket
+
+
+def granted(target: Gate, now: float = 0.0) -> list[int]:
+    """The numbers of those that are granted now."""
+    decisions = target.decide(now)
+    return [ticket.id[1] for ticket, _, _, _ in decisions.grants] if decisions else []
+
+
+def test_a_caller_deadline_ends_a_ticket_before_the_queue_timeout() -> None:
+    """The earlier of the caller's deadline and the queue timeout ends a waiting ticket."""
+    target = gate(0 + 1, queue_timeout=10.0)
+    offer(target, 1)
+    assert granted(target) == [1]
+    offer(target, 2, deadline=3.0)
+    offer(target, 3)
+    assert [(r.ticket.id[1], r.reason) for r in target.expire(3.0)] == [(2, Reason.DEADLINE_EXCEEDED)]
+    assert target.expire(9.9) == []
+    assert [(r.ticket.id[1], r.reason) for r in target.expire(10.0)] == [(3, Reason.QUEUE_TIMEOUT)]
+
+
+def test_the_queue_timeout_stands_still_while_the_model_loads() -> None:
+    """A ticket that waits for a load has its whole queue timeout left when the load is over."""
+    target = Gate("m", Limits(queue_timeout=10.0), Tally(), set(), 0.0)
+    starting = model(instance(state=InstanceState.STARTING), start_deadline=60.0)
+    target.supply(starting, CATALOG, True, 0.0)
+    offer(target, 1)
+    assert target.expire(50.0) == []
+    target.supply(model(instance(state=InstanceState.DRAINING)), CATALOG, True, 50.0)
+    assert target.expire(59.9) == []
+    assert [r.reason for r in target.expire(60.0)] == [Reason.QUEUE_TIMEOUT]
+
+
+def test_the_start_deadline_bounds_the_wait_when_lifecycle_says_nothing() -> None:
+    """One second after the start deadline the waiting are refused, even without a word of lifecycle."""
+    target = Gate("m", Limits(queue_timeout=300.0), Tally(), set(), 0.0)
+    target.supply(model(start_deadline=60.0), CATALOG, True, 0.0)
+    offer(target, 1)
+    assert target.expire(60.9) == []
+    assert [r.reason for r in target.expire(61.0)] == [Reason.QUEUE_TIMEOUT]
+    offer(target, 2, now=61.0)
+    assert target.expire(62.0) == []
+
+
+def test_a_refusing_supply_refuses_waiting_and_new_tickets_with_its_words() -> None:
+    """A model that can't be had refuses everybody at once, but not those who know a newer catalogue."""
+    target = gate(1)
+    offer(target, 1)
+    assert granted(target) == [1]
+    offer(target, 2)
+    newer = offer(target, 3, catalog=(1, 9))
+    target.supply(model(instance(), reason=Reason.MODEL_FAILED), CATALOG, True, 1.0)
+    decisions = target.decide(1.0)
+    assert decisions is not None
+    assert [(r.ticket.id[1], r.message, r.retry_after) for r in decisions.refusals] == [(2, "words", 3.0)]
+    refusal = target.offer(Ticket(("s", 4), "m", 1.0), 1.0)
+    assert refusal is not None
+    assert refusal.reason is Reason.MODEL_FAILED
+    assert newer.phase is Phase.WAITING
+
+
+def test_affinity_prefers_the_same_instance_while_it_has_room() -> None:
+    """Equal affinities meet on one instance, unless it is full."""
+    target = Gate("m", Limits(), Tally(), set(), 0.0)
+    target.supply(model(instance("i1", 2), instance("i2", 5)), CATALOG, True, 0.0)
+    first = offer(target, 1, affinity="x")
+    granted(target)
+    target.supply(model(instance("i1", 9), instance("i2", 2)), CATALOG, True, 0.0)
+    second, third = offer(target, 2, affinity="x"), offer(target, 3, affinity="x")
+    granted(target)
+    assert (first.instance_id, second.instance_id, third.instance_id) == ("i2", "i2", "i1")
+
+
+def test_a_moved_ticket_goes_elsewhere_and_before_the_others() -> None:
+    """A move puts the ticket at the head, not onto the instance that failed while another one may come."""
+    target = Gate("m", Limits(), Tally(), set(), 0.0)
+    target.supply(model(instance("i1", 1), instance("i2", 1)), CATALOG, True, 0.0)
+    first, second = offer(target, 1), offer(target, 2)
+    granted(target)
+    offer(target, 3)
+    target.move(first, first.instance_id, Outcome.CONNECT_FAILED, 1, 1.0)
+    assert granted(target, 1.0) == []
+    target.done(second, Outcome.OK, 2.0)
+    assert granted(target, 2.0) == [1]
+    assert first.instance_id == "i2"
+
+
+def test_a_failed_instance_is_used_again_when_there_is_no_other() -> None:
+    """Alone, an excluded instance gets its ticket back, once supply confirms it or 5 s have passed."""
+    target = gate(1)
+    ticket = offer(target, 1)
+    granted(target)
+    target.move(ticket, "i1", Outcome.CONNECT_FAILED, 1, 0.0)
+    assert granted(target, 4.9) == []
+    assert granted(target, 5.0) == [1]
+    target.move(ticket, "i1", Outcome.CONNECT_FAILED, 2, 6.0)
+    target.supply(model(instance()), CATALOG, True, 7.0)
+    assert granted(target, 7.0) == [1]
+
+
+def test_an_illegal_step_raises_and_changes_nothing() -> None:
+    """A ticket that has ended can't come back."""
+    ticket = Ticket(("s", 1), "m", 0.0)
+    ticket.become(Phase.ENDED)
+    with pytest.raises(IllegalTransitionError):
+        ticket.become(Phase.LEASED)
+    assert ticket.phase is Phase.ENDED
+
+
+def test_the_ends_of_leases_are_told_apart() -> None:
+    """Each way to end a lease is counted under its own name."""
+    target = gate(9)
+    kinds = [LeaseEnd.EXPIRED, LeaseEnd.REVOKED, LeaseEnd.RECLAIMED]
+    tickets = [offer(target, n) for n in range(4)]
+    granted(target)
+    for ticket, kind in zip(tickets, kinds, strict=False):
+        target.end(ticket, kind, TicketEnd.CANCELLED)
+    target.done(tickets[3], Outcome.OK, 1.0)
+    expected = dict.fromkeys([*kinds, LeaseEnd.RELEASED], 1) | {LeaseEnd.INSTANCE_LOST: 0}
+    assert target.tally.lease_ends == expected
+    assert target.active == 0
+
+
+def test_a_grant_costs_the_same_however_many_wait() -> None:
+    """Grants out of 50,000 tickets, half of them cancelled, take at most a few times those out of 100."""
+
+    def cost(waiting: int) -> float:
+        target = gate(1)
+        tickets = [offer(target, n, deadline=math.inf if n % 3 else 1e9) for n in range(waiting)]
+        for ticket in tickets[1::2]:
+            target.done(ticket, Outcome.CLIENT_GONE, 0.0)
+        begun = time.perf_counter()
+        held = tickets[0]
+        for _ in range(40):
+            decisions = target.decide(0.0)
+            assert decisions
+            held = decisions.grants[0][0]
+            target.done(held, Outcome.OK, 0.0)
+        return time.perf_counter() - begun
+
+    assert min(cost(50_000) for _ in range(2)) < 20 * min(cost(100) for _ in range(5)) + 0.01

@@ -1,0 +1,34 @@
+"""Options of the whole suite: what is skipped by default, and a way to forbid any other skip."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run what takes minutes")
+    parser.addoption("--no-skips", action="store_true", help="a skip for something missing is a failure")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    deselected = [item for item in items if _left_out(item, config)]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if item not in deselected]
+
+
+def _left_out(item: pytest.Item, config: pytest.Config) -> bool:
+    if item.get_closest_marker("slow") and not config.getoption("--slow"):
+        return True
+    return item.get_closest_marker("gpu") is not None and shutil.which("nvidia-smi") is None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and item.config.getoption("--no-skips") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where nothing may be: {report.longrepr}"
+    return report

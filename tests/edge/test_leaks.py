@@ -1,0 +1,159 @@
+"""The application in this process: a request can be ended at any step, and time limits can be short."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.edge.conftest import CHAT
+from tests.edge.fakes import Admission, Connection, ModelServer, Script, control, echo, until
+from tidegate_edge.answer import Cut
+from tidegate_edge.app import App
+from tidegate_edge.catalog import Catalog
+from tidegate_edge.session import Session
+from tidegate_edge.settings import EdgeSettings
+from tidegate_edge.shared import Edge
+from tidegate_edge.status import Status
+from tidegate_edge.upstream import Upstream
+
+
+class Exchange:
+    """One request to the application, and what it said."""
+
+    def __init__(self, body: bytes) -> None:
+        self._messages = [{"type": "http.request", "body": body, "more_body": False}]
+        self.left = asyncio.Event()
+        self.sent: list[dict[str, Any]] = []
+        self.scope = {
+            "type": "http",
+            "method": "POST",
+            "raw_path": CHAT.encode(),
+            "query_string": b"",
+            "headers": [(b"host", b"x")],
+            "client": ("127.0.0.1", "1"),
+        }
+
+    async def receive(self) -> dict[str, Any]:
+        if self._messages:
+            return self._messages.pop()
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+        await asyncio.sleep(0)
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+
+@contextlib.asynccontextmanager
+async def application(
+    script: Script, **changed: Any
+) -> AsyncIterator[tuple[App, Edge, Admission, ModelServer]]:
+    async with control() as (admission, _, address), ModelServer(script).running() as server:
+        admission.address = server.url
+        settings = EdgeSettings().model_copy(update=changed)
+        session, catalog, upstream = Session(address, 600), Catalog(address), Upstream(1.0)
+        edge, status = Edge(settings, session, catalog, upstream), Status(address, address)
+        links = [asyncio.create_task(session.run()), asyncio.create_task(catalog.run())]
+        try:
+            await until(lambda: not edge.ready(), "the edge is ready")
+            yield App(edge, status), edge, admission, server
+        finally:
+            for link in links:
+                link.cancel()
+            await asyncio.wait(links)
+            await upstream.close()
+            await status.close()
+
+
+async def events(connection: Connection) -> None:
+    """A stream of ten events per request."""
+    while await connection.request():
+        await connection.begin_events()
+        for i in range(10):
+            await connection.chunk(b"data: %d\n\n" % i)
+            await asyncio.sleep(0)
+        await connection.say(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("how", ["the client leaves", "the task is cancelled"])
+@pytest.mark.parametrize("body", [b'{"model":"small"}', b'{"model":"small","stream":true}'])
+async def test_nothing_leaks_at_whatever_step_a_request_ends(how: str, body: bytes) -> None:
+    """Ended after each number of loop steps: every ticket ends exactly once and nothing is held on."""
+    async with application(events) as (app, edge, admission, _):
+        for steps in range(0, 800, 10):
+            exchange = Exchange(body)
+            task = asyncio.ensure_future(app(exchange.scope, exchange.receive, exchange.send))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if how == "the client leaves":
+                exchange.left.set()
+            else:
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait_for(task, 5)
+            assert len(edge.relays) == edge.bodies.total == 0, steps
+            assert not edge.session.held | edge.session.waiting, steps
+        await until(lambda: len(admission.done) >= len(admission.acquired), "every ticket has ended")
+        assert admission.twice == 0
+
+
+async def test_a_model_server_that_never_answers_is_a_504() -> None:
+    """Nothing within response_timeout: 504, upstream closed, TIMEOUT told; never tried again."""
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.gone()
+
+    async with application(script, response_timeout=0.2) as (app, _, admission, server):
+        exchange = Exchange(b'{"model":"small"}')
+        await app(exchange.scope, exchange.receive, exchange.send)
+        assert exchange.status == 504
+        assert b'"upstream_timeout"' in exchange.body
+        assert await admission.outcome() == "TIMEOUT"
+        await asyncio.wait_for(server.connections[0].closed.wait(), 5)
+        assert len(server.connections) == 1
+
+
+async def test_an_error_of_our_own_gives_the_slot_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug in the middle of a request is a 500 in the envelope, and the slot is free."""
+
+    async def bug(*_: Any) -> None:
+        raise LookupError("secret detail")
+
+    async with application(echo()) as (app, edge, admission, _):
+        monkeypatch.setattr("tidegate_edge.relay.Relay._pass_on", bug)
+        exchange = Exchange(b'{"model":"small"}')
+        await app(exchange.scope, exchange.receive, exchange.send)
+        assert exchange.status == 500
+        assert b"secret" not in exchange.body
+        assert admission.acquired
+        await admission.outcome()
+        assert len(edge.relays) == edge.bodies.total == 0
+
+
+async def test_a_failing_log_handler_costs_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happens while a request is written down, its slot has been given back before."""
+
+    def broken(*_: Any) -> None:
+        raise OSError("disk full")
+
+    async with application(echo()) as (app, edge, admission, _):
+        monkeypatch.setattr("tidegate_edge.record.Record.close", broken)
+        exchange = Exchange(b'{"model":"small"}')
+        with contextlib.suppress(OSError, Cut):
+            await app(exchange.scope, exchange.receive, exchange.send)
+        assert await admission.outcome() == "OK"
+        assert not edge.session.held
+        assert len(edge.relays) == 0

@@ -1,0 +1,159 @@
+"""What a request and its answer look like on both sides of the edge."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.edge.conftest import CHAT, Make
+from tests.edge.fakes import Connection, ask, echo, until
+
+
+async def test_a_request_passes_unchanged_but_for_its_model(bench: Make) -> None:
+    """Body bytes, query and end-to-end headers arrive as sent; the alias becomes the server's name."""
+    one = await bench(echo())
+    client = await one.client()
+    body = b' {"temperature" : 0.10, "model" :  "gpt-small" ,"x":"\\u00e9\xc3\xa9"}'
+    await client.send(
+        "POST", CHAT + "?a=b%20c&a", body, content_type="application/json", x_own="1", te="trailers",
+        connection="x-drop, keep-alive", x_drop="1", x_request_id="mine-1", authorization="Bearer k",
+    )  # fmt: skip
+    answer = await client.whole()
+    seen = one.server.seen[0]
+    assert seen.line == b"POST /v1/chat/completions?a=b%20c&a HTTP/1.1"
+    assert seen.body == body.replace(b'"gpt-small"', b'"inner/small"')
+    assert seen.header(b"x-own") == b"1"
+    assert seen.header(b"authorization") == b"Bearer k"
+    assert seen.header(b"x-request-id") == b"mine-1"
+    assert seen.header(b"host") == one.server.url.removeprefix("http://").encode()
+    assert not {b"te", b"x-drop", b"connection", b"accept-encoding", b"user-agent"} & {
+        name.lower() for name, _ in seen.headers
+    }
+    assert answer.status == 200
+    assert json.loads(answer.body)["id"] == "x"
+    wanted = {
+        "x-request-id": "mine-1",
+        "x-queue-depth": "1",
+        "x-max-concurrent": "3",
+        "x-max-queue-size": "4",
+        "x-tidegate-instance": "node/m/1",
+    }
+    assert {name: answer.header(name) for name in wanted} == wanted
+    assert int(answer.header("x-tidegate-queue-ms") or -1) >= 0
+    assert await one.admission.outcome() == "OK"
+    done = one.admission.done[1]
+    assert (done.prompt_tokens, done.completion_tokens, done.tokens_estimated) == (3, 4, False)
+    assert one.admission.acquired[0].catalog_generation.n == 4
+
+
+async def test_defaults_are_inserted_under_the_callers_fields(bench: Make) -> None:
+    """request_defaults fill in what the caller left out, and nothing else changes."""
+    one = await bench(echo())
+    await one.chat(model="warm", top_k=1)
+    assert one.server.seen[0].body == b'{"temperature":0.5,"model": "warm", "top_k": 1}'
+
+
+async def test_chunks_pass_as_they_come(bench: Make) -> None:
+    """Each event reaches the client while the model server is still silent about the next one."""
+    heard: list[bytes] = []
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.begin_events()
+        for i in range(5):
+            await connection.chunk(b"data: %d\n\n" % i)
+            await until(lambda: len(heard) > i, "the client heard the event")  # noqa: B023
+        await connection.chunk(b"data: [DONE]\n\n")
+        await connection.say(b"0\r\n\r\n")
+
+    one = await bench(script)
+    client = await one.client()
+    await client.send("POST", CHAT, b'{"model":"small","stream":true}')
+    answer = await client.head()
+    assert answer.header("content-type") == "text/event-stream"
+    assert answer.header("x-accel-buffering") == "no"
+    while piece := await client.piece():
+        heard.append(piece)
+    assert b"".join(heard) == b"data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 3\n\ndata: 4\n\ndata: [DONE]\n\n"
+    assert await one.admission.outcome() == "OK"
+    done = one.admission.done[1]
+    assert (done.completion_tokens, done.tokens_estimated) == (5, True)
+    line = (await one.edge.access())[0]
+    assert line["outcome"] == "ok"
+    assert line["model"] == "small"
+
+
+async def test_a_big_body_passes_whole(bench: Make) -> None:
+    """A body of several MiB reaches the model server byte for byte."""
+    one = await bench(echo())
+    body = b'{"model":"small","text":"' + b"x" * 5_000_000 + b'"}'
+    answer = await ask(one.edge.port, "POST", CHAT, body)
+    assert answer.status == 200
+    assert one.server.seen[0].body == body.replace(b'"small"', b'"inner/small"')
+
+
+async def test_connections_to_model_servers_are_kept(bench: Make) -> None:
+    """Requests one after the other use one connection, and the metrics say so."""
+    one = await bench(echo())
+    for _ in range(20):
+        assert (await one.chat()).status == 200
+    assert len(one.server.connections) == 1
+    text = (await ask(one.edge.port, "GET", "/metrics")).body.decode()
+    assert 'tidegate_edge_upstream_requests_total{connection="reused"} 19.0' in text
+    assert 'tidegate_edge_requests_total{model="small",outcome="ok",status="200"} 20.0' in text
+    assert "tidegate_edge_in_flight 0.0" in text
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "500 Internal Server Error", "307 Temporary Redirect"])
+async def test_errors_of_the_model_server_pass_unchanged(bench: Make, status: str) -> None:
+    """Status and body of a model server's error are the client's; nothing is tried again."""
+
+    async def script(connection: Connection) -> None:
+        while await connection.request():
+            await connection.answer(b'{"error":{"message":"vllm","code":400}}', status)
+
+    one = await bench(script)
+    answer = await one.chat()
+    assert answer.status == int(status[:3])
+    assert answer.body == b'{"error":{"message":"vllm","code":400}}'
+    assert len(one.server.seen) == 1
+    assert await one.admission.outcome() == ("UPSTREAM_ERROR" if status[0] == "5" else "OK")
+
+
+@pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
+async def test_a_busy_model_server_is_backpressure(bench: Make, status: str) -> None:
+    """429 and 503 of a model server pass, and admission is told that it is busy, not broken."""
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.answer(b"{}", status)
+
+    one = await bench(script)
+    assert (await one.chat()).status == int(status[:3])
+    assert await one.admission.outcome() == "BACKPRESSURE"
+
+
+async def test_audio_is_sent_by_the_model_of_its_form(bench: Make) -> None:
+    """The part `model` of a multipart form is found and rewritten; the file passes untouched."""
+    one = await bench(echo())
+    body = (
+        b'--B\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n\x00\r\n-BB\xff\r\n'
+        b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\ngpt-small\r\n--B--\r\n'
+    )
+    answer = await ask(
+        one.edge.port,
+        "POST",
+        "/v1/audio/transcriptions",
+        body,
+        content_type="multipart/form-data; boundary=B",
+    )
+    assert answer.status == 200
+    assert one.server.seen[0].body == body.replace(b"gpt-small", b"inner/small")
+
+
+async def test_the_callers_deadline_goes_with_the_ticket(bench: Make) -> None:
+    """x-tidegate-deadline-ms is told to admission."""
+    one = await bench(echo())
+    await ask(one.edge.port, "POST", CHAT, {"model": "small"}, x_tidegate_deadline_ms="1500")
+    assert one.admission.acquired[0].deadline_ms == 1500

@@ -1,0 +1,122 @@
+"""The section `edge`: what is refused, with which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tidegate_chassis.config import ConfigError
+from tidegate_edge.envelope import Failure, in_stream, refusal
+from tidegate_edge.settings import load, problems
+
+
+def written(folder: Path, **sections: Any) -> Path:
+    path = folder / "tidegate.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def test_everything_has_a_default(tmp_path: Path) -> None:
+    """An empty file is a configuration; peers are where their own sections say."""
+    loaded = load(written(tmp_path))
+    assert loaded.edge.listen == "127.0.0.1:8080"
+    assert (loaded.edge.admission_address, loaded.edge.lifecycle_address) == (
+        "127.0.0.1:7071",
+        "127.0.0.1:7072",
+    )
+    loaded = load(written(tmp_path, admission={"listen": "unix:/run/a.sock", "max_queue": "odd"}))
+    assert loaded.edge.admission_address == "unix:/run/a.sock"
+
+
+@pytest.mark.parametrize(
+    ("edge", "path", "words"),
+    [
+        ({"listen": "unix:/tmp/x"}, "edge.listen", "host:port"),
+        ({"workers": 2}, "edge.workers", "no function"),
+        ({"workers": 0}, "edge.workers", "1 to 64"),
+        ({"keys_file": "other.json"}, "edge.keys_file", "no function"),
+        ({"cors_origins": ["*"]}, "edge.cors_origins", "no function"),
+        ({"max_connections": 5}, "edge.max_connections", "no function"),
+        ({"max_body": "2GiB"}, "edge.max_body", "1KiB to 1GiB"),
+        ({"max_body": -1}, "edge.max_body", "1KiB to 1GiB"),
+        ({"response_timeout": "59s"}, "edge.response_timeout", "60s to 3600s"),
+        ({"response_timeout": 600}, "edge.response_timeout", "with a unit"),
+        ({"retries": {"attempts": 0}}, "edge.retries.attempts", "1 to 10"),
+        ({"retries": {"tries": 2}}, "edge.retries.tries", "no key"),
+        ({"keepalive_after": "-1s"}, "edge.keepalive_after", "never"),
+        ({"extra_routes": ["GET /x"]}, "edge.extra_routes.0", "POST or PUT"),
+        ({"extra_routes": ["POST /../x"]}, "edge.extra_routes.0", "plain path"),
+        ({"auth": "open"}, "edge.auth", "keys or none"),
+        ({"surprise": 1}, "edge.surprise", "no key"),
+    ],
+)
+def test_bad_values_are_refused_with_what_is_allowed(
+    tmp_path: Path, edge: dict[str, Any], path: str, words: str
+) -> None:
+    """Each problem names its path and the allowed range."""
+    found = problems(written(tmp_path, edge=edge))
+    assert [problem.path for problem in found] == [path]
+    assert words in found[0].message
+    with pytest.raises(ConfigError):
+        load(written(tmp_path, edge=edge))
+
+
+@pytest.mark.parametrize(
+    ("listen", "auth", "fine"),
+    [
+        ("127.0.0.1:1", "keys", True),
+        ("127.9.9.9:1", "keys", True),
+        ("[::1]:1", "keys", True),
+        ("localhost:1", "keys", True),
+        ("0.0.0.0:1", "keys", False),
+        ("[::]:1", "keys", False),
+        ("10.0.0.1:1", "keys", False),
+        ("example.org:1", "keys", False),
+        ("0.0.0.0:1", "none", True),
+    ],
+)
+def test_beyond_loopback_it_must_be_told(tmp_path: Path, listen: str, auth: str, fine: bool) -> None:
+    """Without keys the edge opens on loopback only, unless told `auth: none`; the problem says so."""
+    found = problems(written(tmp_path, edge={"listen": listen, "auth": auth}))
+    assert [problem.path for problem in found] == ([] if fine else ["edge.listen"])
+    assert fine or "auth: none" in found[0].message
+
+
+def test_a_key_file_that_would_guard_nothing_is_refused(tmp_path: Path) -> None:
+    """A key file beside the configuration isn't silently ignored."""
+    (tmp_path / "tidegate-keys.json").write_text("{}")
+    assert [problem.path for problem in problems(written(tmp_path))] == ["edge.keys_file"]
+
+
+def test_operating_routes_are_warned_about(tmp_path: Path) -> None:
+    """An extra route that operates model servers is odd, but the operator's to choose."""
+    found = problems(written(tmp_path, edge={"extra_routes": ["POST /sleep", "POST /v1/own"]}))
+    assert [(problem.path, problem.warning) for problem in found] == [("edge.extra_routes", True)]
+
+
+def test_retry_after_is_what_clients_obey() -> None:
+    """429 and 503 always carry whole seconds from 1 to 120; where no retry helps they say so."""
+    for seconds in (0.0, 0.01, 7.0, 119.0, 10_000.0):
+        for reason in ("QUEUE_FULL", "MODEL_FAILED", "UNAVAILABLE", "NEW_WORD"):
+            headers = dict(refusal(reason, "x", seconds).headers())
+            assert 1 <= int(headers[b"retry-after"]) <= 120
+    assert (b"x-should-retry", b"false") in refusal("NO_CAPACITY", "x", 0.0).headers()
+    assert (b"x-should-retry", b"false") not in refusal("NO_CAPACITY", "x", 9.0).headers()
+
+
+def test_messages_are_bounded_and_printable() -> None:
+    """No error echoes megabytes or control characters."""
+    message = Failure("invalid_json", "a\r\nb\x00" + "x" * 10_000).message
+    assert len(message) == 500
+    assert message.startswith("a  b x")
+
+
+def test_every_dialect_ends_its_own_way() -> None:
+    """Named events for responses and messages, data and [DONE] elsewhere."""
+    error = Failure("upstream_timeout", "slow").error()
+    assert in_stream(b"/v1/completions", error).endswith(b"data: [DONE]\n\n")
+    assert in_stream(b"/v1/responses", error).startswith(b"event: error\ndata: {")
+    assert b'"type":"timeout_error"' in in_stream(b"/v1/messages", error)

@@ -1,0 +1,70 @@
+"""What the README tells a new user to do works as written (on another port)."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.gateway import BIN, free_port, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def _block(language: str, word: str) -> str:
+    blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return next(block for block in blocks if word in block)
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[str]:
+    """What `make run` starts, on a free port and with a folder of its own; its host:port."""
+    listen = f"127.0.0.1:{free_port()}"
+    environ = os.environ | {
+        "TIDEGATE_EDGE__LISTEN": listen,
+        "TIDEGATE_LIFECYCLE__DATA_DIR": str(tmp_path / "data"),
+    }
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [BIN / "tidegate", "serve", "--config", "deploy/demo.yaml"],
+            cwd=ROOT, env=environ, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: "ready on" in (tmp_path / "log").read_text(), "the demo is ready")
+        yield listen
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(12) == 0
+
+
+def test_the_examples_of_the_readme(demo: str) -> None:
+    """The curl and openai-python examples answer, and the second model makes the first one go."""
+    curl = _block("sh", "curl").replace("127.0.0.1:8080", demo)
+    done = subprocess.run(["bash", "-ec", curl], capture_output=True, text=True, timeout=60, check=True)
+    assert "data: [DONE]" in done.stdout
+    code = _block("python", "openai").replace("127.0.0.1:8080", demo)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert len(done.stdout) > 10
+    status = httpx.get(f"http://{demo}/gateway/status", trust_env=False).json()
+    running = {instance["model"] for instance in status["instances"] if instance["state"] == "ready"}
+    assert running == {"large"}
+
+
+def test_the_readmes_configuration_is_valid(tmp_path: Path) -> None:
+    """The example with real model servers passes `tidegate config check`."""
+    path = tmp_path / "tidegate.yaml"
+    path.write_text(_block("yaml", "engine: vllm"))
+    done = subprocess.run(
+        [BIN / "tidegate", "config", "check", path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,43 @@
+"""A tiny model server for tests: HTTP on a port, ready after a while, or failing at start as told."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--load", type=float, default=0.0, help="seconds until /health answers 200")
+    parser.add_argument("--exit", type=int, default=None, help="end at once with this status")
+    parser.add_argument("--exit-until", type=Path, help="end with 3 while this file does not exist")
+    parser.add_argument("--starts", type=Path, help="a line is added here at each start")
+    arguments = parser.parse_args()
+    if arguments.starts:
+        with arguments.starts.open("a") as file:
+            file.write("start\n")
+    if arguments.exit is not None or (arguments.exit_until and not arguments.exit_until.exists()):
+        sys.stderr.write("RuntimeError: the weights in /secret/models/w.bin are damaged\n")
+        sys.exit(arguments.exit if arguments.exit is not None else 3)
+    ready_at = time.monotonic() + arguments.load
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status = 200 if time.monotonic() >= ready_at else 503
+            self.send_response(status)
+            self.send_header("content-length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
+            pass
+
+    ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""How model servers' commands are phrased."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tidegate_lifecycle.catalog import Model
+from tidegate_lifecycle.devices import Device
+from tidegate_lifecycle.engines import ENGINES
+from tidegate_lifecycle.engines.base import Placement, owned
+from tidegate_lifecycle.engines.llamacpp import LlamaCppEngine, source
+from tidegate_lifecycle.engines.vllm import VllmEngine
+
+DECLARED = Device("gpu0", "default", 24576, 22000, None, "", "", None)
+CARDS = tuple(
+    Device(str(i), "default", total, total, i, f"GPU-{i}", "H200", 0)
+    for i, total in enumerate((81920, 81559))
+)
+VLLM = Model(
+    "chat",
+    engine="vllm",
+    source="Qwen/Qwen3-8B",
+    aliases=("chat-latest", "gpt"),
+    max_model_len=8192,
+    max_num_seqs=16,
+    dtype="bfloat16",
+    quantization="fp8",
+    tokenizer="Qwen/T",
+    extra_args=("--enforce-eager",),
+    env={"A": "1", "CUDA_VISIBLE_DEVICES": "7"},
+)
+
+
+def place(*devices: Device, reserved: int = 10240) -> Placement:
+    """A place on some devices."""
+    return Placement("127.0.0.1", 9000, devices, reserved)
+
+
+def test_a_command_gets_its_placeholders_filled_and_nothing_else() -> None:
+    """{port}, {name} and {devices} are put in, as often as they stand there; other braces stay."""
+    model = Model(
+        "a/b", command=("srv", "--p={port}", "{name}:{port}", "{devices}", '{"x": {y}}'), env={"K": "v"}
+    )
+    made = ENGINES["command"].command(model, place(*CARDS))
+    assert made.argv == ("srv", "--p=9000", "a/b:9000", "0,1", '{"x": {y}}')
+    assert made.env == {"K": "v", "CUDA_VISIBLE_DEVICES": "GPU-0,GPU-1"}
+    upstream = replace(model, upstream_model="known-as")
+    assert ENGINES["command"].command(upstream, place(DECLARED)).argv[2:4] == ("known-as:9000", "gpu0")
+    assert ENGINES["command"].command(model, place(DECLARED)).env == {"K": "v"}
+
+
+def test_vllm_is_bound_to_what_was_reserved() -> None:
+    """Its share is rounded down, over the smallest card; parallel over as many cards as it was given."""
+    made = VllmEngine({"HF_TOKEN": "t", "OTHER": "x"}, gpu=False).command(VLLM, place(*CARDS))
+    assert made.argv == (
+        *("vllm", "serve", "Qwen/Qwen3-8B", "--host", "127.0.0.1", "--port", "9000"),
+        *("--served-model-name", "chat", "chat-latest", "gpt", "--gpu-memory-utilization", "0.1255"),
+        *("--tensor-parallel-size", "2", "--max-model-len", "8192", "--max-num-seqs", "16"),
+        *("--dtype", "bfloat16", "--quantization", "fp8", "--tokenizer", "Qwen/T", "--enforce-eager"),
+    )
+    assert made.env == {"HF_TOKEN": "t", "A": "1", "CUDA_VISIBLE_DEVICES": "GPU-0,GPU-1"}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "reserved", "given"), [(True, 12288, True), (False, 12288, False), (True, 0, False)]
+)
+def test_vllm_on_declared_cards_is_bound_where_there_are_real_ones(
+    gpu: bool, reserved: int, given: bool
+) -> None:
+    """Without any card the flag means the host's memory; without a reservation there is nothing to say."""
+    plain = Model("m", engine="vllm", source="~/models/x", executable="/opt/vllm", upstream_model="u")
+    argv = VllmEngine({}, gpu).command(plain, place(DECLARED, reserved=reserved)).argv
+    assert argv[:3] == ("/opt/vllm", "serve", str(Path("~/models/x").expanduser()))
+    assert argv[argv.index("--served-model-name") :][1:3] == ("m", "u")
+    assert (argv[-2:] == ("--gpu-memory-utilization", "0.5000")) == given
+    assert "--tensor-parallel-size" not in argv
+
+
+def test_llama_server_gets_context_for_each_slot() -> None:
+    """Its context is shared, so it is as large as all slots together; layers go to real cards."""
+    model = Model("m", engine="llamacpp", source="x.gguf", max_model_len=4096, max_num_seqs=4)
+    made = LlamaCppEngine({}).command(model, place(CARDS[0]))
+    assert made.argv == (
+        *("llama-server", "-m", "x.gguf", "--host", "127.0.0.1", "--port", "9000", "--alias", "m"),
+        *("-c", "16384", "-np", "4", "--metrics", "-ngl", "999"),
+    )
+    assert "-ngl" not in LlamaCppEngine({}).command(model, place(DECLARED)).argv
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("/m/x.gguf", ["-m", "/m/x.gguf"]),
+        ("models/x.gguf", ["-m", "models/x.gguf"]),
+        ("./a/b/c.gguf", ["-m", "./a/b/c.gguf"]),
+        ("org/repo/x.gguf", ["--hf-repo", "org/repo", "--hf-file", "x.gguf"]),
+        ("org/repo/Q4/x.gguf", ["--hf-repo", "org/repo", "--hf-file", "Q4/x.gguf"]),
+        ("org/repo-GGUF", ["-hf", "org/repo-GGUF"]),
+        ("org/repo:Q4_K_M", ["-hf", "org/repo:Q4_K_M"]),
+        ("https://h/x.gguf", ["--model-url", "https://h/x.gguf"]),
+    ],
+)
+def test_gguf_sources_are_told_apart(text: str, arguments: list[str]) -> None:
+    """Files, URLs, files of repositories and repositories each have their own flag."""
+    assert source(text) == arguments
+
+
+def test_external_servers_have_no_command() -> None:
+    """What runs elsewhere is never started."""
+    with pytest.raises(ValueError, match="runs elsewhere"):
+        ENGINES["external"].command(Model("o", engine="external", urls=("http://h",)), place())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source": "other"},
+        {"env": {"A": "2"}},
+        {"extra_args": ()},
+        {"aliases": ()},
+        {"max_num_seqs": 8},
+        {"vram_mib": 1},
+        {"executable": "vllm2"},
+    ],
+)
+def test_a_signature_changes_with_what_shapes_the_server(change: dict[str, object]) -> None:
+    """A restarted service must see that a running server is no longer the configured one."""
+    engine = ENGINES["vllm"]
+    assert engine.signature(replace(VLLM, **change)) != engine.signature(VLLM)  # type: ignore[arg-type]
+
+
+def test_a_signature_stays_with_what_does_not_touch_the_server() -> None:
+    """Limits and times are the service's own: changing them restarts nothing."""
+    changed = replace(
+        VLLM, idle_timeout=1.0, max_concurrent=3, max_queue=3, instances=2, request_defaults={"a": 1}
+    )
+    assert ENGINES["vllm"].signature(changed) == ENGINES["vllm"].signature(VLLM)
+    command = Model("m", command=("a",))
+    assert ENGINES["command"].signature(replace(command, aliases=("x",), vram_mib=5)) == ENGINES[
+        "command"
+    ].signature(command)
+
+
+def test_slots_follow_the_sequences() -> None:
+    """A vllm model has two slots more than sequences; others say nothing."""
+    assert ENGINES["vllm"].default_slots(VLLM) == 18
+    assert ENGINES["vllm"].default_slots(replace(VLLM, max_num_seqs=None)) is None
+    assert ENGINES["command"].default_slots(VLLM) is None
+
+
+def test_owned_flags_are_found_however_they_are_written() -> None:
+    """`--flag value`, `--flag=value`, underscores and short forms with a number are the same flag."""
+    given = ["--port", "--gpu_memory_utilization=0.9", "-tp2", "--port=1", "--enforce-eager", "0.5", "-q"]
+    assert owned(ENGINES["vllm"], given) == [
+        "--port",
+        "--gpu_memory_utilization=0.9",
+        "-tp2",
+        "--port=1",
+        "-q",
+    ]
+    assert owned(ENGINES["command"], given) == []

@@ -1,0 +1,279 @@
+"""The planner, case by case; a world is written down and the plan looked at."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tidegate_lifecycle.budget import Card, Intent
+from tidegate_lifecycle.catalog import Model
+from tidegate_lifecycle.instance import Drain, DrainCause, Instance, InstanceState
+from tidegate_lifecycle.planner import explain, plan
+from tidegate_lifecycle.world import (
+    Circuit,
+    Demand,
+    Start,
+    StartDrain,
+    Stop,
+    Undrain,
+    WaitReason,
+    World,
+)
+
+GIB = 1024
+NOW = 1000.0
+
+
+def card(name: str = "gpu0", gib: int = 24, pool: str = "default", foreign: int = 0) -> Card:
+    return Card(name, pool, gib * GIB, gib * GIB, foreign * GIB)
+
+
+def model(name: str, gib: int | None = 10, **keys: Any) -> Model:
+    return Model(name, vram_mib=None if gib is None else gib * GIB, **keys)
+
+
+def running(name: str, gib: int = 10, on: tuple[str, ...] = ("gpu0",), **keys: Any) -> Instance:
+    item = Instance(
+        f"{name}-1", name, on, gib * GIB, 0.0, state=InstanceState.READY, ready_at=1.0, generation=1
+    )
+    for key, value in keys.items():
+        setattr(item, key, value)
+    return item
+
+
+def draining(
+    item: Instance, cause: DrainCause, deadline: float = math.inf, beneficiary: str = ""
+) -> Instance:
+    item.start_drain(Drain(cause, NOW - 1, deadline, beneficiary), "because")
+    return item
+
+
+def waits(since: float = NOW - 1, waiting: int = 1) -> Demand:
+    return Demand(waiting, since)
+
+
+def world(*models: Model, cards: tuple[Card, ...] = (card(),), **keys: Any) -> World:
+    keys = {"settled": True, "seen": 9, **keys}
+    return World({item.name: item for item in models}, cards, **keys)
+
+
+def test_best_fit() -> None:
+    """A model goes where it leaves the least room; of its own pool only."""
+    cards = (card("big", 80), card("fit", 24), card("other", 20, pool="other"))
+    decided = plan(world(model("a", 20), cards=cards, demand={"a": waits()}), NOW)
+    assert decided.actions == (Start("a", ("fit",), 20 * GIB),)
+
+
+def test_tensor_parallel_takes_equal_cards() -> None:
+    """tensor_parallel_size cards of equal size; a pool with too few of them can never hold it."""
+    cards = (card("a0", 48), card("b0", 24), card("b1", 24))
+    decided = plan(world(model("m", 20, tensor_parallel_size=2), cards=cards, demand={"m": waits()}), NOW)
+    assert decided.actions == (Start("m", ("b0", "b1"), 20 * GIB),)
+    decided = plan(world(model("m", 20, tensor_parallel_size=3), cards=cards, demand={"m": waits()}), NOW)
+    assert decided.waits["m"].reason is WaitReason.NEVER_FITS
+
+
+def test_share_of_a_card() -> None:
+    """90 % is reckoned from each card's total."""
+    decided = plan(world(Model("m", vram_share=0.9), demand={"m": waits()}), NOW)
+    assert decided.actions == (Start("m", ("gpu0",), math.ceil(24 * GIB * 0.9)),)
+
+
+def test_unknown_footprint_takes_a_whole_card_and_evicts_idle_ones_only() -> None:
+    """Without a number a model gets an empty card; a busy model isn't pushed out for it."""
+    busy = running("b", leases=1)
+    decided = plan(world(model("m", None), model("b"), instances=(busy,), demand={"m": waits(0.0)}), NOW)
+    assert not decided.actions
+    assert decided.waits["m"].reason is WaitReason.ROOM
+    idle = running("b")
+    decided = plan(world(model("m", None), model("b"), instances=(idle,), demand={"m": waits(0.0)}), NOW)
+    assert [type(action) for action in decided.actions] == [StartDrain]
+
+
+def test_gate() -> None:
+    """Nothing starts on a card on which a server starts or stops; another card is no matter."""
+    starting = running("b", state=InstanceState.STARTING, ready_at=None)
+    two = (card("gpu0"), card("gpu1"))
+    decided = plan(world(model("a"), model("b"), instances=(starting,), demand={"a": waits()}), NOW)
+    assert decided.waits["a"].reason is WaitReason.GATE
+    assert not decided.actions
+    decided = plan(
+        world(model("a"), model("b"), cards=two, instances=(starting,), demand={"a": waits()}), NOW
+    )
+    assert decided.actions == (Start("a", ("gpu1",), 10 * GIB),)
+    both = plan(world(model("a"), model("b"), cards=(card(),), demand={"a": waits(), "b": waits()}), NOW)
+    assert len(both.actions) == 1, "one start at a time on a card"
+
+
+def test_no_stop_beside_a_start() -> None:
+    """A drained neighbour isn't stopped while a server starts on its card."""
+    starting = running("b", state=InstanceState.STARTING, ready_at=None)
+    empty = draining(running("a", generation=1), DrainCause.IDLE)
+    decided = plan(world(model("a"), model("b"), instances=(starting, empty)), NOW)
+    assert not any(isinstance(action, Stop) for action in decided.actions)
+    decided = plan(world(model("a"), model("b"), instances=(empty,)), NOW)
+    assert decided.actions == (Stop("a-1", cut=False),)
+
+
+def test_idle_lru_goes_first() -> None:
+    """Of two idle models the longer unused one makes room, and no more than needed."""
+    old, new = running("old", last_used=10.0), running("new", last_used=20.0)
+    decided = plan(
+        world(model("a"), model("old"), model("new"), instances=(new, old), demand={"a": waits()}), NOW
+    )
+    drained = [action for action in decided.actions if isinstance(action, StartDrain)]
+    assert [action.instance_id for action in drained] == ["old-1"]
+    assert decided.intents == (Intent("a", ("gpu0",), (10 * GIB,), ("old-1",), begun=True),)
+
+
+def test_intent_reserves_the_room() -> None:
+    """Room freed for a large model isn't taken by a small one with an older ticket."""
+    intent = Intent("large", ("gpu0",), (20 * GIB,), ("b-1",), begun=True)
+    leaving = draining(running("b", 12), DrainCause.EVICTION, beneficiary="large")
+    demand = {"small": waits(1.0), "large": waits(2.0)}
+    models = (model("large", 20), model("small", 10), model("b", 12))
+    decided = plan(world(*models, instances=(leaving,), intents=(intent,), demand=demand, seen=0), NOW)
+    assert not decided.actions
+    decided = plan(world(*models, intents=(intent,), demand=demand), NOW)
+    assert decided.actions == (Start("large", ("gpu0",), 20 * GIB),)
+
+
+def test_intent_ends_with_its_reason() -> None:
+    """When nobody wants the beneficiary any more, or it backs off, its victim returns."""
+    intent = Intent("a", ("gpu0",), (20 * GIB,), ("b-1",), begun=True)
+    cases: list[dict[str, Any]] = [
+        {"demand": {}},
+        {"demand": {"a": waits()}, "circuits": {"a": Circuit(1, NOW + 5)}},
+    ]
+    for keys in cases:
+        leaving = draining(running("b", 12, leases=1), DrainCause.EVICTION, beneficiary="a")
+        decided = plan(
+            world(model("a", 20), model("b", 12), instances=(leaving,), intents=(intent,), **keys), NOW
+        )
+        assert decided.actions == (Undrain("b-1"),)
+        assert not decided.intents
+
+
+def test_busy_victim_waits_for_its_turn() -> None:
+    """A busy model is shielded by its residency, but not beyond max_swap_wait of the other's ticket."""
+    models = (model("a", 20), model("b", 20))
+    busy = running("b", 20, leases=1, ready_at=NOW - 10)
+    decided = plan(world(*models, instances=(busy,), demand={"a": waits(NOW - 5)}), NOW)
+    assert not decided.actions
+    assert decided.wake_at == NOW + 20, "the residency of 30 s ends"
+    slow = {"b": 100.0}  # 2 × 100 s of residency: then max_swap_wait comes first
+    decided = plan(world(*models, instances=(busy,), demand={"a": waits(NOW - 5)}, load_times=slow), NOW)
+    assert decided.wake_at == NOW + 55
+    decided = plan(world(*models, instances=(busy,), demand={"a": waits(NOW - 5)}, load_times=slow), NOW + 55)
+    assert [type(action) for action in decided.actions] == [StartDrain]
+
+
+def test_fresh_model_is_no_victim() -> None:
+    """A model that has just become ready keeps its place until those who waited for it were granted."""
+    models = (model("a", 20), model("b", 20))
+    fresh = running("b", 20, ready_at=NOW - 31)
+    demand = {"a": waits(NOW - 40), "b": waits(NOW - 50)}
+    assert not plan(world(*models, instances=(fresh,), demand=demand), NOW).actions
+    demand = {"a": waits(NOW - 40), "b": waits(NOW - 1)}  # its own are served; these came later
+    assert plan(world(*models, instances=(fresh,), demand=demand), NOW).actions
+    unseen = world(*models, instances=(running("b", 20, ready_at=NOW - 31, generation=20),))
+    decided = plan(World(**{**vars(unseen), "demand": {"a": waits(NOW - 40)}}), NOW)
+    assert not decided.actions, "admission doesn't even know that it is ready"
+
+
+def test_resident_without_demand_goes_at_once() -> None:
+    """Residency shields only a model with leases or tickets."""
+    idle = running("b", 20, ready_at=NOW - 1)
+    decided = plan(world(model("a", 20), model("b", 20), instances=(idle,), demand={"a": waits()}), NOW)
+    assert [type(action) for action in decided.actions] == [StartDrain]
+
+
+def test_unsettled_only_adds() -> None:
+    """While admission is away or unsettled nothing drains or stops; starts go on."""
+    models = (model("a", 20), model("b", 4), model("c", 20), model("d", 4, idle_timeout=1.0))
+    items = (
+        running("a", 10),
+        draining(running("d", 4), DrainCause.UNLOAD, deadline=NOW - 1),
+    )
+    demand = {"b": waits(), "c": waits(0.0)}
+    decided = plan(world(*models, instances=items, demand=demand, settled=False, seen=0), NOW)
+    assert not any(isinstance(action, Stop | StartDrain) for action in decided.actions)
+
+
+def test_interest_evicts_idle_only() -> None:
+    """Somebody who was refused starts the model, but pushes nobody out who is in use."""
+    models = (model("a", 20), model("b", 20))
+    interest = {"a": Demand(interest_until=NOW + 60)}
+    assert not plan(world(*models, instances=(running("b", 20, leases=1),), demand=interest), NOW).actions
+    assert plan(world(*models, instances=(running("b", 20),), demand=interest), NOW).actions
+
+
+def test_always_on_is_never_a_victim_and_keeps_its_room() -> None:
+    """An `always_on` model isn't evicted; while it is down and backs off its room isn't given away."""
+    models = (model("a", 20, always_on=True), model("b", 20))
+    decided = plan(world(*models, instances=(running("a", 20),), demand={"b": waits(0.0)}), NOW)
+    assert not decided.actions
+    assert decided.waits["b"].reason is WaitReason.NO_CAPACITY
+    down = {"a": Circuit(1, NOW + 5)}
+    decided = plan(world(*models, circuits=down, demand={"b": waits(0.0)}), NOW)
+    assert not decided.actions
+    assert decided.waits["b"].reason is WaitReason.ROOM
+
+
+def test_never_fits_in_numbers() -> None:
+    """What can never fit is said in numbers and evicts nothing."""
+    decided = plan(world(model("a", 30), model("b"), instances=(running("b"),), demand={"a": waits()}), NOW)
+    assert not decided.actions
+    assert decided.waits["a"].reason is WaitReason.NEVER_FITS
+    assert decided.waits["a"].text == "needs 30 GiB; of the devices may be used: gpu0 24"
+
+
+def test_numbers_of_a_wait() -> None:
+    """A wait says what is needed, what is free, and who holds the rest since when."""
+    held = running("b", 18, last_used=NOW - 240)
+    decided, lines = explain(
+        world(model("a", 38), model("b", 18), cards=(card("gpu0", 40),), instances=(held,)), "a", NOW
+    )
+    assert lines == ("gpu0 has 22 free of 40, held by b 18 GiB idle 4 min",)
+    assert isinstance(decided.actions[0], StartDrain)
+    assert decided.actions[0].reason == "makes room for a, which needs 38 GiB"
+
+
+def test_scale_out() -> None:
+    """One more instance when tickets wait and memory is free; not beyond `instances`, never by eviction."""
+    busy = running("a", leases=8)
+    keys: dict[str, Any] = {"instances": (busy,), "demand": {"a": waits(NOW - 5)}}
+    assert plan(world(model("a", instances=2), **keys), NOW).actions == (Start("a", ("gpu0",), 10 * GIB),)
+    assert not plan(world(model("a", instances=1), **keys), NOW).actions
+    assert not plan(world(model("a", instances=2), cards=(card(gib=12),), **keys), NOW).actions
+
+
+def test_idle_stop_and_return() -> None:
+    """Idle for idle_timeout: drained. Wanted again before it is stopped: it returns."""
+    idle = running("a", last_used=NOW - 60)
+    decided = plan(world(model("a", idle_timeout=60.0), instances=(idle,)), NOW)
+    assert [type(action) for action in decided.actions] == [StartDrain]
+    assert not plan(world(model("a", idle_timeout=0.0), instances=(idle,)), NOW).actions
+    assert plan(world(model("a", idle_timeout=61.0), instances=(idle,)), NOW).wake_at == NOW + 1
+    leaving = draining(running("a"), DrainCause.IDLE)
+    decided = plan(world(model("a"), instances=(leaving,), demand={"a": waits()}), NOW)
+    assert decided.actions == (Undrain("a-1"),)
+
+
+def test_drain_deadline() -> None:
+    """What still runs at the deadline is cut, and counted as cut; without a deadline never."""
+    late = draining(running("a", leases=2), DrainCause.EVICTION, NOW, "b")
+    intent = Intent("b", ("gpu0",), (20 * GIB,), ("a-1",), begun=True)
+    keys: dict[str, Any] = {"intents": (intent,), "demand": {"b": waits()}}
+    decided = plan(world(model("a"), model("b", 20), instances=(late,), **keys), NOW)
+    assert decided.actions == (Stop("a-1", cut=True),)
+    assert late.drain is not None
+    late.drain.deadline = None
+    assert not plan(world(model("a"), model("b", 20), instances=(late,), **keys), NOW + 1e6).actions
+
+
+def test_foreign_memory_counts() -> None:
+    """What others use of a card isn't given away, and is named."""
+    decided = plan(world(model("a", 20), cards=(card(foreign=8),), demand={"a": waits()}), NOW)
+    assert decided.waits["a"].reason is WaitReason.NO_CAPACITY
+    assert "8 GiB used by others" in decided.waits["a"].text
