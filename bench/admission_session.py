@@ -46,7 +46,8 @@ async def _session(stub: Any, name: str, batch: int, until: float) -> int:
     call = stub.Session(wait_for_ready=True)
     hello = pb.Hello(session_id=name, stream_seq=1, holder="bench", last=True)
     await call.write(pb.SessionRequest(hello=hello))
-    granted, n, held = 0, 0, []
+    granted, n = 0, 0
+    held: list[int] = []
     try:
         await call.read()
         while time.monotonic() < until:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import re
 import time
+from typing import cast
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _TOKENS = re.compile(rb'"max_tokens": *(\d+)')
@@ -30,8 +31,7 @@ class Upstream(asyncio.Protocol):
     ready_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._buffer = b""
         self._task: asyncio.Task[None] | None = None
 

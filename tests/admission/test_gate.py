@@ -55,7 +55,7 @@ class Naive:
             for ticket in self.waiting
             if ticket.id[0] not in silent and ticket.catalog <= CATALOG and self.rooms(ticket, now)
         ]
-        return min(able, key=lambda ticket: (not ticket.moves, ticket.arrived), default=None)
+        return min(able, key=lambda one: (not one.moves, one.arrived, one.id[1]), default=None)
 
 
 class GateMachine(RuleBasedStateMachine):

@@ -436,6 +436,6 @@ async def ask(
     try:
         raw = json.dumps(body).encode() if isinstance(body, dict) else body
         await client.send(method, path, raw, **headers)
-        return await client.whole()
+        return await (client.head() if method == "HEAD" else client.whole())
     finally:
         client.leave()

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
 import yaml
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -105,8 +104,10 @@ class Service:
         """Waits until so much time has passed by the service's own clock: for what must not happen in it."""
         async with self.stub() as stub, asyncio.timeout(seconds + 10):
             began = (await stub.GetStatus(pb.GetStatusRequest(), timeout=5)).uptime_ms
-            while (await stub.GetStatus(pb.GetStatusRequest(), timeout=5)).uptime_ms < began + seconds * 1000:
-                await asyncio.sleep(0.05)
+            passed = 0.0
+            while passed < seconds:
+                await asyncio.sleep(min(0.1, seconds - passed))
+                passed = ((await stub.GetStatus(pb.GetStatusRequest(), timeout=5)).uptime_ms - began) / 1000
 
     async def status(self) -> pb.GetStatusResponse:
         """A snapshot."""
@@ -253,6 +254,3 @@ def end(pid: int) -> None:
     """SIGKILL, if it is still there."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-__all__ = ["SERVER", "Admission", "Service", "alive", "end", "grpc", "model"]

@@ -39,7 +39,7 @@ class Slot:
         """Leases it may have now."""
         if self.state != InstanceState.READY or self.held_until > now or (guarded and self.old):
             return 0
-        return self.slots + 1
+        return self.slots
 
     def held_back(self, now: float, guarded: bool) -> str:
         """Why there are no grants on it now, for people; empty = there are."""

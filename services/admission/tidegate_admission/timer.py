@@ -29,6 +29,7 @@ class Timer:
 
     async def run(self) -> None:
         """Until cancelled. An exception out of the dispatcher ends it, and the service."""
+        self._meter.observe(self._clock())  # a process that is stopped before its first tick has a gap too
         while True:
             await asyncio.sleep(INTERVAL)
             self.look(self._clock())

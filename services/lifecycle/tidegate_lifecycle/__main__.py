@@ -140,7 +140,8 @@ async def _keep_house(reconciler: Reconciler, runtime: ProcessRuntime, devices: 
         await asyncio.sleep(HOUSEKEEPING)
         await runtime.maintain()
         if devices is not None:
-            reconciler.post(DevicesRead(tuple(await devices.read())))
+            began = process.monotonic()
+            reconciler.post(DevicesRead(tuple(await devices.read()), began))
 
 
 def _serve_metrics(listen: str) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ log = structlog.get_logger("tidegate.reconciler")
 
 BACK_OFF = (1.0, 60.0)
 """Seconds: after the first failed start, and at most."""
+SETTLE = 2.0
+"""Seconds in which the driver may still show the memory of a server that has gone."""
 SHUTDOWN_GRACE = 3.0
 """Seconds from SIGTERM to SIGKILL when the service stops."""
 
@@ -67,6 +70,10 @@ class Fleet:
         self.catalog, self.policy, self.folder, self.boot = catalog, policy, folder, boot
         self.link, self.store = link, store
         self.devices = {device.id: device for device in devices}
+        self.foreign: dict[str, int] = {}
+        """MiB used by others, per device."""
+        self.freed: dict[str, float] = {}
+        """When a server of ours last left a device."""
         self.load_times = load_times
         self.node = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "node"
         self.events = Events()
@@ -114,13 +121,24 @@ class Fleet:
         )
 
     def cards(self) -> tuple[Card, ...]:
-        """The devices with what others use of them: what the driver shows beyond our own reservations."""
-        cards = []
-        for device in self.devices.values():
-            ours = sum(i.reserved_mib for i in self.instances.values() if device.id in i.devices and i.exists)
-            foreign = max(0, (device.used_mib or 0) - ours)
-            cards.append(Card(device.id, device.pool, device.total_mib, device.budget_mib, foreign))
-        return tuple(cards)
+        """The devices as the planner sees them."""
+        return tuple(
+            Card(one.id, one.pool, one.total_mib, one.budget_mib, self.foreign.get(one.id, 0))
+            for one in self.devices.values()
+        )
+
+    def read_devices(self, devices: Iterable[Device], began: float) -> None:
+        """Takes in readings that were begun then: others' use is what there is beyond our reservations.
+
+        A reading from around the end of a server of ours is no news about others: memory comes back with a
+        delay, and taking it for theirs would refuse the very model for which it was freed.
+        """
+        for device in devices:
+            self.devices[device.id] = device
+            if device.used_mib is None or self.freed.get(device.id, -math.inf) + SETTLE > began:
+                continue
+            ours = sum(i.reserved_mib for i in self.instances.values() if device.id in i.devices)
+            self.foreign[device.id] = max(0, device.used_mib - ours)
 
     def publish(self, now: float) -> None:
         """Compares each model's view with the last one; a new generation when any differs."""

@@ -34,9 +34,6 @@ TRANSITIONS: Mapping[InstanceState, frozenset[InstanceState]] = {
 }
 """From each state to those that may follow. READY → STOPPING is a crash: every planned stop drains first."""
 
-CHANGING = frozenset({_S.STARTING, _S.WAKING})
-"""States in which a server takes its memory: nothing else may change on its cards."""
-
 
 class IllegalTransition(Exception):
     """A change of state that the table doesn't have; nothing was changed."""

@@ -80,6 +80,8 @@ class DevicesRead:
     """New readings of the cards."""
 
     devices: tuple[Device, ...]
+    began: float
+    """When the reading was begun, monotonic seconds."""
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ class Reconciler:
         now = monotonic()
         for item in found:
             self.fleet.take_over(item, now)
+        self.fleet.read_devices(list(self.fleet.devices.values()), now)
         self.settled.set()
         self.fleet.settled = True
         for model in self.fleet.catalog.models.values():
@@ -168,6 +169,7 @@ class Reconciler:
 
     def _gone(self, message: m.Gone, now: float) -> None:
         instance = self.fleet.instances.pop(message.instance_id)
+        self.fleet.freed.update(dict.fromkeys(instance.devices, now))
         if instance.state is not InstanceState.STOPPING:
             self.fleet.to(instance, InstanceState.STOPPING, now, "it was told to end")
         self.fleet.to(instance, InstanceState.GONE, now, instance.reason)
@@ -202,7 +204,7 @@ class Reconciler:
             self.fleet.events.add(now, "admission_left")
 
     def _devices_read(self, message: m.DevicesRead, now: float) -> None:
-        self.fleet.devices = {device.id: device for device in message.devices}
+        self.fleet.read_devices(message.devices, message.began)
 
     def _broke(self, message: m.Broke, now: float) -> None:
         raise message.error

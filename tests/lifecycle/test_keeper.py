@@ -1,0 +1,126 @@
+"""A keeper with a runtime in memory: what it tells, and that it always ends with the server gone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from tidegate_lifecycle import keeper as module
+from tidegate_lifecycle.catalog import Model
+from tidegate_lifecycle.engines import ENGINES
+from tidegate_lifecycle.keeper import Keeper, Tools
+from tidegate_lifecycle.messages import BecameReady, Died, Gone, StartEnded
+from tidegate_lifecycle.probes import Health, Probe
+from tidegate_lifecycle.runtimes.base import Runtime, Server
+
+
+class FakeServer:
+    """A server that ends when told."""
+
+    address, pid = "http://127.0.0.1:1", 1
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
+    async def exited(self) -> str:
+        await self.ended.wait()
+        return "signal 9"
+
+
+class FakeRuntime:
+    """Records what was stopped."""
+
+    def __init__(self) -> None:
+        self.stopped: list[float] = []
+
+    async def mark_ready(self, server: Any) -> None:
+        return
+
+    async def tail(self, model: str, lines: int) -> list[str]:
+        return ["RuntimeError: no"]
+
+    async def stop(self, server: Any, grace: float) -> None:
+        self.stopped.append(grace)
+
+
+class FakeProbe:
+    """Answers as told."""
+
+    def __init__(self, ok: bool) -> None:
+        self.ok, self.asked = ok, 0
+
+    async def get(self, address: str, path: str, timeout: float) -> Health:
+        self.asked += 1
+        return Health(self.ok, "" if self.ok else "no answer")
+
+
+class Life:
+    """A keeper that adopts a server, and what it has told."""
+
+    def __init__(self, ok: bool) -> None:
+        self.told: asyncio.Queue[Any] = asyncio.Queue()
+        self.server, self.runtime, self.probe = FakeServer(), FakeRuntime(), FakeProbe(ok)
+        tools = Tools(cast(Runtime, self.runtime), cast(Probe, self.probe), self.told.put_nowait)
+        self.keeper = Keeper("i", Model("m"), ENGINES["command"], tools)
+
+    def begin(self, ready: bool, deadline: float) -> asyncio.Task[None]:
+        return asyncio.create_task(self.keeper.adopt(cast(Server, self.server), ready, deadline))
+
+    async def next(self, kind: type[Any]) -> Any:
+        async with asyncio.timeout(5):
+            message = await self.told.get()
+        assert isinstance(message, kind), message
+        return message
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health checks follow each other at once."""
+    monkeypatch.setattr(module, "SAMPLE_EVERY", 0.001)
+    monkeypatch.setattr(module, "HEALTH_EVERY", 0.0)
+
+
+async def test_three_failed_checks_end_a_server() -> None:
+    """A server that no longer answers is told as dead after three checks in a row, and is stopped."""
+    life = Life(ok=False)
+    task = life.begin(ready=True, deadline=0.0)
+    assert "3 health checks failed" in (await life.next(Died)).text
+    await life.next(Gone)
+    await task
+    assert life.probe.asked == 3
+    assert len(life.runtime.stopped) == 1
+
+
+async def test_end_of_a_ready_server() -> None:
+    """Its own end is seen at once and told in words."""
+    life = Life(ok=True)
+    task = life.begin(ready=True, deadline=0.0)
+    life.server.ended.set()
+    assert (await life.next(Died)).text == "the server ended (signal 9)"
+    await life.next(Gone)
+    await task
+
+
+async def test_start_deadline() -> None:
+    """A server that isn't ready by its deadline has failed, and is stopped."""
+    life = Life(ok=False)
+    task = life.begin(ready=False, deadline=0.0)
+    message = await life.next(StartEnded)
+    assert message.kind == "deadline"
+    assert message.text == "the server wasn't ready within its start_timeout: RuntimeError: no"
+    await life.next(Gone)
+    await task
+    assert life.runtime.stopped
+
+
+async def test_told_to_stop() -> None:
+    """Told to stop it tells nothing but the end, with the shortest grace that it was given."""
+    life = Life(ok=True)
+    task = life.begin(ready=False, deadline=float("inf"))
+    await life.next(BecameReady)
+    life.keeper.stop(2.0)
+    await life.next(Gone)
+    await task
+    assert life.runtime.stopped == [2.0]
