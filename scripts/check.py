@@ -17,6 +17,7 @@ CHECKS: dict[str, list[str]] = {
     "mypy": [str(BIN / "mypy"), *SERVICES, "tests", "bench", "scripts"],
     "import-linter": [str(BIN / "lint-imports")],
     "buf lint": [str(BIN / "buf"), "lint", "protos"],
+    "buf breaking": [str(BIN / "buf"), "breaking", "protos", "--against", ".git#branch=main,subdir=protos"],
     "protos current": [sys.executable, "scripts/protos.py", "--check"],
     "reference current": [sys.executable, "scripts/reference.py", "--check"],
 }

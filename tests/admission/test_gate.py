@@ -355,3 +355,15 @@ def test_a_grant_costs_the_same_however_many_wait() -> None:
         return time.perf_counter() - begun
 
     assert min(cost(50_000) for _ in range(2)) < 20 * min(cost(100) for _ in range(5)) + 0.01
+
+
+def test_equal_arrivals_are_served_in_the_order_in_which_they_were_taken_in() -> None:
+    """A ticket that waits for a newer catalogue isn't passed by one that arrived at the same moment."""
+    gate = Gate("m", Limits(3, 6, 30.0), Tally(), set(), 100.0)
+    first, second = (Ticket(("a", n), "m", 100.0, catalog=CATALOG if n == 1 else (0, 0)) for n in (1, 2))
+    gate.offer(first, 100.0)
+    gate.restate_waiting(second, 100.0)
+    gate.supply(model(instance("i1", slots=1)), CATALOG, True, 100.0)
+    decisions = gate.decide(100.0)
+    assert decisions is not None
+    assert [grant[0] for grant in decisions.grants] == [first]

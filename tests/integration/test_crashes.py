@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.gateway import Gateway, simulated, wait_for
+from tests.support.gateway import Gateway, free_port, simulated, wait_for
 
 Make = Callable[..., Gateway]
 
@@ -151,8 +151,10 @@ def test_everything_killed_at_once_leaves_a_server_that_the_next_start_adopts(ga
     assert one.chat("a").status_code == 200
     servers = one.servers()
     assert one.process is not None
-    for pid in [one.process.pid, *(one.pid(name) for name in ("edge", "admission", "lifecycle"))]:
-        os.kill(pid, signal.SIGKILL)
+    pids = [one.process.pid, *(one.pid(name) for name in ("edge", "admission", "lifecycle"))]
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: none sees another one die
+        for pid in pids:
+            os.kill(pid, number)
     one.process.wait()
     assert one.servers() == servers
     one.start()
@@ -184,3 +186,47 @@ def test_each_service_in_turn_under_load(gateway: Make) -> None:
     assert max(load.longest for load in loads) < 20
     assert wait_for(one.is_idle, "counts return to 0", 15)
     assert one.chat("a").status_code == 200
+
+
+def test_a_frozen_edge_loses_its_slots_and_ends_its_relays_when_it_comes_back(gateway: Make) -> None:
+    """SIGSTOP of the edge: its leases are free within their time to live + 1 s; after SIGCONT it works on."""
+    admission = {"lease_ttl": "2s", "listen": f"127.0.0.1:{free_port()}"}
+    one = gateway({"a": simulated("--token-rate", "5", max_concurrent=1)}, admission=admission).start()
+    stream = Stream(one, "a", 1000)
+    assert stream.first.wait(20)
+    assert [model.queue.active for model in one.books().models] == [1]
+    edge = one.pid("edge")
+    os.kill(edge, signal.SIGSTOP)
+    try:
+        wait_for(lambda: not any(model.queue.active for model in one.books().models), "the slot is free", 3.5)
+    finally:
+        os.kill(edge, signal.SIGCONT)
+    stream.join(20)
+    assert not stream.is_alive()
+    assert '"error"' in stream.text
+    assert one.chat("a").status_code == 200
+    assert wait_for(one.is_idle, "counts return to 0", 5)
+    (books,) = one.books().models
+    assert books.lease_ends["expired"] == 1
+
+
+def test_a_frozen_admission_stops_nothing_that_runs(gateway: Make) -> None:
+    """SIGSTOP of admission: streams go on, new requests get a retryable answer; after SIGCONT all is well."""
+    one = gateway({"a": simulated("--token-rate", "20", max_concurrent=4)}, admission={"lease_ttl": "2s"})
+    one.start()
+    stream = Stream(one, "a", 200)
+    assert stream.first.wait(20)
+    admission = one.pid("admission")
+    os.kill(admission, signal.SIGSTOP)
+    try:
+        waiter = Stream(one, "a", 2)
+        wait_for(lambda: not one.status()["edge"]["session_connected"], "the edge notices")
+        assert one.chat("a").status_code == 503
+    finally:
+        os.kill(admission, signal.SIGCONT)
+    wait_for(lambda: one.chat("a").status_code == 200, "requests are served again")
+    waiter.join(30)
+    assert waiter.complete, "one that waited already went on waiting"
+    stream.join(30)
+    assert stream.complete, stream.text[-300:]
+    assert wait_for(one.is_idle, "counts return to 0", 15)

@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import yaml
+
+from tidegate.admission.v1 import admission_pb2, admission_pb2_grpc
 
 GUARD = Path(__file__).parent / "guard"
 BIN = Path(sys.executable).parent
@@ -167,6 +170,13 @@ class Gateway:
         queues = [model["queue"] for model in status["models"].values() if "queue" in model]
         asked: bool = status["admission"]["reachable"]
         return asked and all(queue["waiting"] == queue["active"] == 0 for queue in queues)
+
+    def books(self) -> admission_pb2.Queues:
+        """Admission's own books, asked for without the edge. It must listen on TCP."""
+        address = yaml.safe_load(self.config_path.read_text())["admission"]["listen"]
+        with grpc.insecure_channel(address) as channel:
+            stub = admission_pb2_grpc.AdmissionServiceStub(channel)
+            return stub.GetQueues(admission_pb2.GetQueuesRequest(), timeout=5).queues
 
     def chat(self, model: str, **body: Any) -> httpx.Response:
         """One chat completion, not streamed unless the body says so."""

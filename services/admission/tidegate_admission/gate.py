@@ -289,6 +289,7 @@ class Gate:
 
     def _take_in(self, ticket: Ticket, now: float) -> None:
         ticket.become(Phase.WAITING)
+        ticket.queued = now
         ticket.patience = self._clock.read(now) + self._limits.queue_timeout
         self.turns.add(ticket, self._catalog)
 
@@ -320,6 +321,8 @@ class Gate:
         tally.ticket_ends[TicketEnd.GRANTED] += 1
         tally.granted += 1
         tally.waited(now - ticket.arrived)
+        for_a_slot = self._clock.read(now) - (ticket.patience - self._limits.queue_timeout)
+        ticket.loading = max(0.0, now - ticket.queued - for_a_slot)
         slot.grants += 1
         if ticket.affinity:
             self._affinities[ticket.affinity] = slot.id

@@ -27,9 +27,8 @@ class Line:
     def push(self, ticket: Ticket) -> None:
         """Gives a ticket its place: by its age, moved ones first."""
         ticket.serial = serial = next(_serials)
-        ticket.order = order = ticket.order or serial
         rank = MOVED if ticket.moves else ARRIVED
-        heapq.heappush(self._heap, (rank, ticket.arrived, order, serial, ticket))
+        heapq.heappush(self._heap, (rank, ticket.arrived, ticket.order, serial, ticket))
 
     def head(self) -> Entry | None:
         """Whose turn it is; None when nobody stands here."""

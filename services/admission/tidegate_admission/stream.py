@@ -77,6 +77,7 @@ class Stream:
         grant.instance_id = ticket.instance_id
         grant.address = address
         grant.waited_ms = max(0, int((ticket.granted - ticket.arrived) * 1000))
+        grant.loading_ms = int(ticket.loading * 1000)
         queue = grant.queue
         queue.waiting = waiting
         queue.active = active

@@ -113,12 +113,14 @@ class Ticket:
         "granted",
         "id",
         "instance_id",
+        "loading",
         "model",
         "moves",
         "order",
         "patience",
         "phase",
         "position",
+        "queued",
         "sent",
         "serial",
         "tenant",
@@ -162,15 +164,19 @@ class Ticket:
         """Instances that failed it."""
         self.phase = Phase.NEW
         self.order = 0
-        """Its number among tickets that arrived at the same moment; kept when it is parked and comes back."""
+        """Its number when it was first taken in: decides between tickets that arrived at the same moment."""
         self.serial = 0
         """Its entry in a line; an entry with another serial is a dead one."""
         self.patience = math.inf
         """What the gate's queue clock shows when its queue timeout is over."""
+        self.queued = 0.0
+        """When it was taken into this queue: its arrival, unless it was moved or restated."""
         self.position = 0
         """Its place in the queue when it was taken in, from 1."""
         self.instance_id = ""
         self.granted = 0.0
+        self.loading = 0.0
+        """Seconds of its wait, as of its grant, in which the model was loading."""
         self.sent = 0
         """Number of the response that told the grant on the session's present stream."""
 

@@ -5,6 +5,7 @@ The order is that of arrival: moved tickets first, restated ones by their age.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from tidegate_admission.line import Deadlines, Entry, Line
 from tidegate_admission.ticket import Generation, Id, Ticket
 
 _ANYWHERE: frozenset[str] = frozenset()
+_orders = itertools.count(1)
 _Key = TypeVar("_Key")
 _Room = TypeVar("_Room")
 
@@ -38,6 +40,7 @@ class Turns:
     def add(self, ticket: Ticket, catalog: Generation) -> None:
         """Takes a ticket in; `catalog` is the one that supply goes by."""
         self.tickets[ticket.id] = ticket
+        ticket.order = ticket.order or next(_orders)
         ticket.position = len(self.tickets)
         if ticket.deadline < math.inf:
             self._deadlines.push(ticket)

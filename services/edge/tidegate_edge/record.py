@@ -22,7 +22,7 @@ class Record:
 
     __slots__ = (
         "_call", "_first", "_head", "_metrics", "_path", "_retries", "_server", "_started", "_tokens",
-        "events", "instance", "method", "model", "outcome", "queued", "trace_parent",
+        "events", "instance", "loading", "method", "model", "outcome", "queued", "trace_parent",
     )  # fmt: skip
 
     def __init__(self, metrics: Metrics, method: str, path: bytes, head: Head) -> None:
@@ -41,6 +41,8 @@ class Record:
         self.instance = ""
         self.queued = 0.0
         """Seconds spent waiting for grants."""
+        self.loading = 0.0
+        """Seconds of these in which the model was loading."""
         self.events = False
         """The answer is an SSE stream."""
         self.outcome = "ok"
@@ -139,6 +141,7 @@ class Record:
             outcome=self.outcome,
             retries=self._retries,
             queue_ms=round(self.queued * 1000, 1),
+            load_ms=round(self.loading * 1000, 1),
             first_byte_ms=round(self._first * 1000, 1),
             total_ms=round(total * 1000, 1),
             prompt_tokens=prompt,

@@ -199,6 +199,7 @@ class Relay:
         finally:
             self._record.queued += self._dog.now() - offered
         self._record.instance = grant.instance_id
+        self._record.loading += grant.loading
         return grant
 
     async def _obtain(self, model: Model, body: Body) -> Reply:

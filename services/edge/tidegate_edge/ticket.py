@@ -54,6 +54,8 @@ class Grant:
     """Base URL of the model server."""
     waited: float
     """Seconds in the queue."""
+    loading: float
+    """Seconds of these in which the model was loading."""
     queue: QueueView
 
 
@@ -164,8 +166,8 @@ class Ticket:
             return False
         self.phase = Phase.HELD
         self.granted_at = now
-        queue = _view(grant.queue)
-        self._grant = Grant(grant.instance_id, grant.address, grant.waited_ms / 1000, queue)
+        waited, loading = grant.waited_ms / 1000, grant.loading_ms / 1000
+        self._grant = Grant(grant.instance_id, grant.address, waited, loading, _view(grant.queue))
         self._settle()
         return True
 

@@ -125,7 +125,7 @@ class Keeper:
             await asyncio.wait({exited, stop}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
 
     async def _fail(self, kind: str, text: str) -> None:
-        lines = await self.tools.runtime.tail(self.model.name, 50)
+        lines = await self.tools.runtime.tail(self.model.name, 400)
         told = logs.reason(lines, secrets=self.model.env.values())
         self._post(StartEnded(self.id, kind, f"{text}: {told}" if told else text))
         raise _Ended

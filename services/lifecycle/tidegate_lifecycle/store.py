@@ -57,7 +57,7 @@ class Store:
         return await self._do(self._open)
 
     async def roster(self) -> list[str] | None:
-        """The sessions that the last admission named; None = none ever did."""
+        """The sessions that the last admission named; None = unknown, since what there was is lost."""
         return await self._do(self._roster)
 
     async def set_roster(self, roster: Sequence[str]) -> None:
@@ -118,6 +118,9 @@ class Store:
             if damaged or (row is None and any(self._data_dir.glob(f"{NAME}.damaged-*"))):
                 boot = int(time.time())
             connection.execute("INSERT OR REPLACE INTO counters VALUES ('boot', ?)", (boot,))
+            if boot == 1 and not any(self._data_dir.glob("instances/*")):
+                # Nothing was ever started here, so nobody holds a lease: a first boot waits for nobody.
+                connection.execute("INSERT OR IGNORE INTO roster VALUES (1, '[]')")
         return boot
 
     def _connect(self, path: Path) -> sqlite3.Connection:

@@ -22,11 +22,11 @@ async def opened(data_dir: Path) -> tuple[Store, int]:
 
 
 async def test_what_was_stored_is_there_after_a_restart(tmp_path: Path) -> None:
-    """The boot number rises; roster and load times stay; a roster that was never set is None, not empty."""
+    """The boot number rises; roster and load times stay; where nothing was started, nobody is rostered."""
     store, boot = await opened(tmp_path / "a" / "data")
     assert boot == 1
     assert (tmp_path / "a" / "data").stat().st_mode & 0o777 == 0o700
-    assert await store.roster() is None
+    assert await store.roster() == []
     await store.set_roster([])
     assert await store.roster() == []
     await store.set_roster(["s1", "s2"])

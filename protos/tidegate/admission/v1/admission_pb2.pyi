@@ -837,6 +837,7 @@ class Grant(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     WAITED_MS_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
+    LOADING_MS_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """The ticket, now a lease."""
     moves: _builtins.int
@@ -847,6 +848,8 @@ class Grant(_message.Message):
     """Its base URL, such as http://127.0.0.1:9000."""
     waited_ms: _builtins.int
     """How long the ticket waited, in ms."""
+    loading_ms: _builtins.int
+    """How much of the wait the model was loading, in ms: what is left was a wait for a slot."""
     @_builtins.property
     def queue(self) -> Global___QueueState:
         """The queue just after the grant."""
@@ -860,10 +863,11 @@ class Grant(_message.Message):
         address: _builtins.str = ...,
         waited_ms: _builtins.int = ...,
         queue: Global___QueueState | None = ...,
+        loading_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "instance_id", b"instance_id", "moves", b"moves", "n", b"n", "queue", b"queue", "waited_ms", b"waited_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "instance_id", b"instance_id", "loading_ms", b"loading_ms", "moves", b"moves", "n", b"n", "queue", b"queue", "waited_ms", b"waited_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
