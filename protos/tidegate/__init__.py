@@ -1,0 +1,1 @@
+"""The contract: messages and services of tidegate, and nothing else."""

@@ -1,0 +1,1 @@
+"""Admission: who waits, who is in flight, who is served next."""

@@ -7,6 +7,7 @@ gave, checks the range, and describes itself for error messages and for the conf
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler
@@ -26,16 +27,16 @@ _SIZE = {
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)")
 
 
-class Kind:
+class Kind(ABC):
     """Base of all kinds: `parse` returns the value or raises ValueError, `allowed` says what may be given."""
 
+    @abstractmethod
     def parse(self, value: object) -> Any:
         """The value as the program uses it; ValueError when it is not of this kind."""
-        raise ValueError
 
+    @abstractmethod
     def allowed(self) -> str:
         """What may be given, to follow "give "."""
-        raise NotImplementedError(type(self).__name__)
 
     def show(self, value: Any) -> str:
         """A parsed value as users would write it."""

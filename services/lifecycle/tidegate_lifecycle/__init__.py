@@ -1,0 +1,1 @@
+"""Lifecycle: which models there are, what runs where, and why."""

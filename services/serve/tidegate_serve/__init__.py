@@ -1,0 +1,1 @@
+"""The `tidegate` command, and `serve`: the three services as child processes."""
