@@ -227,3 +227,19 @@ def test_ctrl_c_leaves_nothing_behind(gateway: Make) -> None:
         rest = [line for line in lines if line.startswith("data: ")]
     assert json.loads(rest[-2].removeprefix("data: "))["error"]
     assert not one.processes()
+
+
+def test_models_that_cannot_share_the_card_take_turns(gateway: Make) -> None:
+    """Three are wanted all the time: each gets its turns, nothing running is cut, and swaps stay few."""
+    lifecycle = {"min_residency": "500ms", "max_swap_wait": "2s"}
+    models = {
+        name: simulated("--token-rate", "20", vram="18GiB", max_concurrent=2, max_queue=100) for name in "abc"
+    }
+    one = gateway(models, lifecycle=lifecycle).start()
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda i: one.chat("abc"[i % 3], max_tokens=6), range(48)))
+    assert [answer.status_code for answer in answers] == [200] * 48
+    loads = {name: model["loads"] for name, model in one.status()["models"].items()}
+    assert min(loads.values()) >= 1
+    assert sum(loads.values()) <= 12, loads
+    assert wait_for(one.is_idle, "counts return to 0")

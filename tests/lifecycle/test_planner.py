@@ -277,3 +277,15 @@ def test_foreign_memory_counts() -> None:
     decided = plan(world(model("a", 20), cards=(card(foreign=8),), demand={"a": waits()}), NOW)
     assert decided.waits["a"].reason is WaitReason.NO_CAPACITY
     assert "8 GiB used by others" in decided.waits["a"].text
+
+
+def test_room_that_is_just_being_taken_or_given_back_is_waited_for() -> None:
+    """A model isn't refused because another one was started in this very plan, or because one is stopping."""
+    models = (model("a", 20), model("b", 20))
+    decided = plan(world(*models, demand={"a": waits(1.0), "b": waits(2.0)}), NOW)
+    assert decided.actions == (Start("a", ("gpu0",), 20 * GIB),)
+    assert decided.waits["b"].reason is WaitReason.ROOM
+    for state in (InstanceState.STARTING, InstanceState.STOPPING):
+        other = running("a", 20, state=state, ready_at=None)
+        decided = plan(world(*models, instances=(other,), demand={"b": waits(2.0)}), NOW)
+        assert decided.waits["b"].reason in (WaitReason.ROOM, WaitReason.GATE), state

@@ -226,8 +226,9 @@ class _Planner:
         elif self._underway(model):  # 4
             self._wait(model, WaitReason.ROOM, self._bound(model, self.ledger.intents[model.name], self.now))
         elif choose_victims(model, self.ledger, self.idle, self._movable) is None:  # 5
-            # Room that is claimed for others is theirs in their turn; it comes free again.
-            held = any(self.ledger.claimed(card, model.name) for card in self.ledger.cards)
+            # Room that is claimed for others, or given to one in this very plan, comes free again in turn.
+            ledger = self.ledger
+            held = any(ledger.claimed(card, model.name) or ledger.started[card] for card in ledger.cards)
             self._wait(model, WaitReason.ROOM if held else WaitReason.NO_CAPACITY)
         else:  # 6
             self._make_room(model)
