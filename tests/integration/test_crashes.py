@@ -230,3 +230,30 @@ def test_a_frozen_admission_stops_nothing_that_runs(gateway: Make) -> None:
     stream.join(30)
     assert stream.complete, stream.text[-300:]
     assert wait_for(one.is_idle, "counts return to 0", 15)
+
+
+@pytest.mark.parametrize("service", ["lifecycle", "admission"])
+def test_killed_again_and_again_in_the_middle_of_swaps(gateway: Make, service: str) -> None:
+    """Models swap while a control service is killed at whatever moment: no orphan, no hang, no lost count."""
+    models = {name: simulated("--load-time", "0.3", vram="18GiB", max_concurrent=2) for name in "ab"}
+    one = gateway(
+        models,
+        lifecycle={"min_residency": "200ms", "max_swap_wait": "500ms"},
+        admission={"lease_ttl": "2s"},
+    ).start()
+    loads = [Load(one, "ab"[i % 2]) for i in range(4)]
+
+    def served() -> int:
+        return sum(load.statuses.count(200) for load in loads)
+
+    for goal in range(4, 17, 4):
+        wait_for(lambda least=goal: served() >= least, "requests are served", 40)  # type: ignore[misc]
+        _comes_back(one, service, one.kill(service))
+    for load in loads:
+        load.end()
+    assert {status for load in loads for status in load.statuses} <= {200, 502, 503}
+    assert max(load.longest for load in loads) < 40
+    assert wait_for(one.is_idle, "counts return to 0", 15)
+    assert one.chat("a").status_code == 200
+    known = {instance["pid"] for instance in one.instances() if instance["pid"]}
+    assert set(one.servers()) <= known, "nothing runs that isn't known"
