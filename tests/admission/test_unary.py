@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import grpc
 import pytest
@@ -277,3 +278,46 @@ async def test_a_holder_that_has_nothing_left_is_forgotten() -> None:
         client.desk.wait(TTL / 2)
     assert not client.desk.dispatcher.sessions
     assert client.desk.dispatcher.demand(True, client.desk.now).roster == ()
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_random_calls_leave_nothing(seed: int) -> None:
+    """Acquires, repeats, cancels, renewals, releases, losses and time in any order: in the end all is free.
+
+    After every step the books agree, no more is held than there are slots, and no id has two leases.
+    """
+    dice, client = random.Random(seed), Client(slots=3)
+    calls: list[asyncio.Task[pb.AcquireResponse]] = []
+    held: set[str] = set()
+    for step in range(150):
+        what = dice.random()
+        if what < 0.35:
+            calls.append(
+                client.start(f"r{dice.randrange(step // 2 + 1)}", seconds=dice.choice([None, 3.0, 30.0]))
+            )
+        elif what < 0.55 and calls:
+            dice.choice(calls).cancel()
+        elif what < 0.75 and held:
+            client.release(held.pop())
+        elif what < 0.8 and held:
+            holder, _, n = dice.choice(sorted(held)).rpartition("/")
+            client.desk.dispatcher.revoke((holder, int(n)), client.desk.now)
+        elif what < 0.9:
+            client.desk.wait(dice.choice([0.05, 1.0, TTL / 2]))
+        else:
+            for _ in range(dice.randrange(5)):
+                await asyncio.sleep(0)
+        for call in [call for call in calls if call.done()]:
+            calls.remove(call)
+            if not call.cancelled() and call.exception() is None:
+                held.add(call.result().lease_id)
+        waiting, active = client.counts()
+        assert active <= 3, f"seed {seed}, step {step}"
+        assert waiting <= len(calls), f"seed {seed}, step {step}: a ticket that nobody waits for"
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert client.counts()[0] == 0
+    client.desk.wait(TTL + 1)
+    assert client.counts() == (0, 0)
+    assert not client.fatal

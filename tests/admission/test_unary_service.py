@@ -117,7 +117,7 @@ async def test_a_stop_of_admission_ends_the_calls_that_wait(stage: Stage) -> Non
     edge = stage.edge()
     await edge.stub.Acquire(request("first"), timeout=PATIENCE)
     waiting = edge.stub.Acquire(request("second"), timeout=PATIENCE)
-    watch = edge.stub.WatchQueues(pb.WatchQueuesRequest())
+    watch: Any = edge.stub.WatchQueues(pb.WatchQueuesRequest())
     assert (await watch.read()).queues.models[0].queue.active == 1
     await edge.until(lambda q: q.models[0].queue.waiting == 1)
     stage.service.signal(signal.SIGTERM)
@@ -135,7 +135,7 @@ async def test_queues_are_watched(stage: Stage) -> None:
     edge = stage.edge()
     await edge.until(lambda q: q.supply_settled and bool(q.models))
     loop = asyncio.get_running_loop()
-    watch = edge.stub.WatchQueues(pb.WatchQueuesRequest())
+    watch: Any = edge.stub.WatchQueues(pb.WatchQueuesRequest())
     first = await watch.read()
     assert first.queues.models[0].queue.active == 0
     times = []
