@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -134,18 +135,21 @@ def test_errors_of_the_commands_say_what_to_do(tmp_path: Path) -> None:
 
 def test_a_record_counts_while_its_process_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory that a killed `serve` left behind is passed over, and removed by the next one."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    base = Path(tempfile.mkdtemp(dir="/tmp"))  # sockets' paths are short, so tmp_path is too long
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
     config = tmp_path / "tidegate.yaml"
-    dead = tmp_path / f"tidegate-{os.getuid()}-4194999-x"  # above every process id
+    dead = base / f"tidegate-{os.getuid()}-4194999-x"  # above every process id
     dead.mkdir()
     rundir.record(dead, config, {"admission": "unix:/dead"})
     assert rundir.find(config) == {}
     with rundir.made() as directory:
+        assert Path(directory).parent == base
         assert not dead.exists()
         rundir.record(Path(directory), config, {"admission": "unix:/lives"})
         assert rundir.find(config) == {"admission": "unix:/lives"}
         assert rundir.find(tmp_path / "other.yaml") == {}
     assert rundir.find(config) == {}
+    base.rmdir()
 
 
 def test_the_help_of_the_command_is_fast() -> None:
