@@ -14,7 +14,7 @@ SERVICES = [str(path) for path in sorted(ROOT.glob("services/*/tidegate_*"))]
 CHECKS: dict[str, list[str]] = {
     "ruff": [str(BIN / "ruff"), "check", "."],
     "ruff format": [str(BIN / "ruff"), "format", "--check", "."],
-    "mypy": [str(BIN / "mypy"), *SERVICES, "tests", "bench", "scripts"],
+    "mypy": [str(BIN / "mypy"), *SERVICES, "tests", "bench", "scripts", "deploy/examples"],
     "import-linter": [str(BIN / "lint-imports")],
     "buf lint": [str(BIN / "buf"), "lint", "protos"],
     "buf breaking": [str(BIN / "buf"), "breaking", "protos", "--against", ".git#branch=main,subdir=protos"],

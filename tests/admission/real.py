@@ -17,6 +17,7 @@ from tidegate.admission.v1 import admission_pb2_grpc as pb_grpc
 from tidegate.lifecycle.v1 import lifecycle_pb2 as lpb
 from tidegate.lifecycle.v1 import lifecycle_pb2_grpc as lpb_grpc
 from tidegate_admission.session import digest
+from tidegate_chassis import rpc
 
 PATIENCE = 15.0
 """Seconds that a test waits for what must come."""
@@ -304,6 +305,37 @@ class Edge:
                 queues = await self.queues()
                 if met(queues):
                     return queues
+
+
+class Stage:
+    """Everything a test needs, taken down afterwards."""
+
+    def __init__(self, folder: Path) -> None:
+        self.service = Service(folder)
+        self.lifecycle = Lifecycle()  # type: ignore[abstract]  # only Coordinate is needed
+        self.channels: list[aio.Channel] = []
+        self.edges: list[Edge] = []
+
+    async def start(self, *models: lpb.ModelSupply) -> None:
+        """Lifecycle with these models, then admission."""
+        await self.lifecycle.say(*models)
+        await self.lifecycle.start(self.service.lifecycle)
+        await self.service.start()
+
+    def edge(self, session_id: str = "edge") -> Edge:
+        """An edge with a channel of its own."""
+        self.channels.append(rpc.channel(self.service.listen))
+        self.edges.append(Edge(self.channels[-1], session_id))
+        return self.edges[-1]
+
+    async def end(self) -> None:
+        """Takes everything down."""
+        for edge in self.edges:
+            await edge.close()
+        for channel in self.channels:
+            await channel.close()
+        await self.service.kill()
+        await self.lifecycle.stop()
 
 
 def free_port() -> int:

@@ -39,9 +39,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
         dispatcher.on_wait_end = waits.report
     loop = asyncio.get_running_loop()
     failed: asyncio.Future[None] = loop.create_future()
-    service = Service(  # type: ignore[abstract]  # what is missing answers UNIMPLEMENTED
-        dispatcher, incarnation, clock, lambda error: _fail(failed, error)
-    )
+    service = Service(dispatcher, incarnation, clock, lambda error: _fail(failed, error))
     server = rpc.Server(own.listen, "admission.listen", [NAME])
     admission_pb2_grpc.add_AdmissionServiceServicer_to_server(service, server.server)
     gaps = metrics.Gaps()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from tidegate_admission import session as sessions
 from tidegate_admission.demand import Demand, ModelDemand, of_gate
 from tidegate_admission.gate import Gate, Limits
+from tidegate_admission.holder import Holder
 from tidegate_admission.session import Differences, Held, Hello, Outbox, Session
 from tidegate_admission.supply import ModelSupply, Supply, SupplyBook
 from tidegate_admission.tally import Tally
@@ -250,7 +251,7 @@ class Dispatcher:
         """
         self.window.shift(gap)
         for session in self.sessions.values():
-            session.heard += gap
+            session.shift(gap)
         for gate in self.gates.values():
             gate.shift(gap)
 
@@ -370,7 +371,7 @@ class Dispatcher:
         for ticket in found.again:
             self._tell_grant(session, ticket)
         for item in found.held:
-            self._restate(session, item, fact, now)
+            self.restate(session, item, fact, now)
         for ticket in found.waiting:
             self._gate(ticket.model, now).restate_waiting(ticket, now)
             session.tickets[ticket.id[1]] = ticket
@@ -382,7 +383,7 @@ class Dispatcher:
         for instance_id in sorted(stated.excluded) or [""]:
             self.move(session, n, instance_id, 0, stated.moves, now)
 
-    def _restate(self, session: Session, item: Held, fact: bool, now: float) -> None:
+    def restate(self, session: Session, item: Held, fact: bool, now: float) -> None:
         """A lease that the book lacks.
 
         1. It was revoked.
@@ -420,15 +421,19 @@ class Dispatcher:
 
         1. For 1.5 heartbeats: no grants, and it keeps its places.
         2. For `lease_ttl`: its tickets and leases end, and it is told, if it has a stream.
+        3. A unary holder isn't silent while its calls wait; each of its leases ends by itself.
         """
         silent = now - session.heard
-        if silent > self.lease_ttl / 2:  # 1
+        if silent > self.lease_ttl / 2 and not isinstance(session, Holder):  # 1
             self._silent.add(session.id)
         if session.tickets or session.leases:
             session.used = now
         elif session.rostered and now - session.used > self.lease_ttl:
             session.rostered = False
             self.on_demand(False)
+        if isinstance(session, Holder):  # 3
+            self._judge_holder(session, now)
+            return
         if silent < self.lease_ttl:
             return
         if session.tickets or session.leases:  # 2
@@ -436,6 +441,13 @@ class Dispatcher:
             self._expire(session, now)
         if session.outbox is None:
             self._forget(session)
+
+    def _judge_holder(self, holder: Holder, now: float) -> None:
+        for ticket in holder.overdue(now, self.lease_ttl):
+            self._end(holder, ticket, LeaseEnd.EXPIRED, TicketEnd.SESSION_LOST)
+            holder.lost(ticket.id[1], Reason.EXPIRED)
+        if holder.idle():
+            self._forget(holder)
 
     def _expire(self, session: Session, now: float) -> None:
         leases, tickets = list(session.leases), list(session.tickets.values())

@@ -127,7 +127,9 @@ def _queues(dispatcher: Dispatcher) -> list[Metric]:
 
 
 def _sessions(dispatcher: Dispatcher, now: float) -> list[Metric]:
-    family = GaugeMetricFamily("tidegate_admission_sessions", "Sessions of edges.", labels=["state"])
+    family = GaugeMetricFamily(
+        "tidegate_admission_sessions", "Sessions of edges and unary holders.", labels=["state"]
+    )
     connected = [view.connected for view in views.sessions(dispatcher, now)]
     family.add_metric(["connected"], sum(connected))
     family.add_metric(["away"], len(connected) - sum(connected))

@@ -1,10 +1,9 @@
-"""The gRPC service: translates, calls the dispatcher, translates back.
-
-Acquire, Renew, Release and WatchQueues come in a later version: the base class answers UNIMPLEMENTED.
-"""
+"""The gRPC service: translates, calls the dispatcher, translates back."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,10 +16,13 @@ from tidegate_admission import views
 from tidegate_admission.dispatcher import Dispatcher
 from tidegate_admission.stream import Stream
 from tidegate_admission.ticket import Id, QueueView, Reason
+from tidegate_admission.unary import Unary, refused
 from tidegate_chassis.errors import Refused
 from tidegate_chassis.process import VERSION
 
 NAME = "tidegate.admission.v1.AdmissionService"
+WATCH_INTERVAL = 0.5
+"""Seconds between two snapshots of WatchQueues, at least."""
 
 _Context = aio.ServicerContext[Any, Any]
 
@@ -37,6 +39,8 @@ class Service(pb_grpc.AdmissionServiceServicer):
     ) -> None:
         self._dispatcher, self._incarnation, self._clock, self._fatal = dispatcher, incarnation, clock, fatal
         self._streams: set[Stream] = set()
+        self._unary = Unary(dispatcher, clock, fatal)
+        self._closed = asyncio.Event()
 
     async def Session(  # noqa: N802 - the contract's name
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: _Context
@@ -82,12 +86,55 @@ class Service(pb_grpc.AdmissionServiceServicer):
             raise Refused(grpc.StatusCode.NOT_FOUND, "REASON_INVALID", "no such lease exists")
         return pb.RevokeLeaseResponse()
 
+    async def Acquire(  # noqa: N802 - the contract's name
+        self, request: pb.AcquireRequest, context: _Context
+    ) -> pb.AcquireResponse:
+        """Waits for one slot."""
+        trace_parent = str(dict(context.invocation_metadata() or ()).get("traceparent", ""))
+        return await self._unary.acquire(request, context.time_remaining(), context.peer(), trace_parent)
+
+    async def Renew(  # noqa: N802 - the contract's name
+        self, request: pb.RenewRequest, context: _Context
+    ) -> pb.RenewResponse:
+        """Keeps a unary lease."""
+        return self._unary.renew(request)
+
+    async def Release(  # noqa: N802 - the contract's name
+        self, request: pb.ReleaseRequest, context: _Context
+    ) -> pb.ReleaseResponse:
+        """Ends a unary lease."""
+        return self._unary.release(request)
+
     async def GetQueues(  # noqa: N802 - the contract's name
         self, request: pb.GetQueuesRequest, context: _Context
     ) -> pb.GetQueuesResponse:
         """A snapshot."""
+        return pb.GetQueuesResponse(queues=self._queues())
+
+    async def WatchQueues(  # noqa: N802 - the contract's name
+        self, request: pb.WatchQueuesRequest, context: _Context
+    ) -> AsyncIterator[pb.WatchQueuesResponse]:
+        """Snapshots: one now, then the newest whenever it says something new. None is ever stored."""
+        told: pb.Queues | None = None
+        while not self._closed.is_set():
+            queues = self._queues()
+            if (news := _timeless(queues)) != told:
+                told = news
+                yield pb.WatchQueuesResponse(queues=queues)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), WATCH_INTERVAL)
+        raise refused(Reason.DRAINING, "admission is stopping", 1.0)
+
+    def close(self, reason: Reason) -> None:
+        """Ends all sessions' streams, and the calls that wait."""
+        self._closed.set()
+        self._unary.close(reason)
+        for stream in list(self._streams):
+            stream.close(reason)
+
+    def _queues(self) -> pb.Queues:
         dispatcher, now = self._dispatcher, self._clock()
-        queues = pb.Queues(
+        return pb.Queues(
             incarnation=self._incarnation,
             uptime_ms=_ms(now - dispatcher.started),
             models=[_model(view) for view in views.queues(dispatcher, now)],
@@ -95,12 +142,6 @@ class Service(pb_grpc.AdmissionServiceServicer):
             supply_settled=dispatcher.linked and dispatcher.book.settled,
             version=VERSION,
         )
-        return pb.GetQueuesResponse(queues=queues)
-
-    def close(self, reason: Reason) -> None:
-        """Ends all sessions' streams."""
-        for stream in list(self._streams):
-            stream.close(reason)
 
 
 def lease_id(ticket_id: Id) -> str:
@@ -115,6 +156,18 @@ def _parse(text: str) -> Id | None:
 
 def _ms(seconds: float) -> int:
     return max(0, int(seconds * 1000))
+
+
+def _timeless(queues: pb.Queues) -> pb.Queues:
+    """A snapshot without what changes by time alone."""
+    copy = pb.Queues()
+    copy.CopyFrom(queues)
+    copy.uptime_ms = 0
+    for model in copy.models:
+        model.oldest_wait_ms = 0
+    for session in copy.sessions:
+        session.silent_ms = 0
+    return copy
 
 
 def _queue(view: QueueView) -> pb.QueueState:

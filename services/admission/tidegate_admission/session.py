@@ -107,6 +107,10 @@ class Session:
         self.used = now
         """When it last had a ticket or a lease."""
 
+    def shift(self, gap: float) -> None:
+        """The process stood still for `gap` seconds, in which it could hear nobody."""
+        self.heard += gap
+
     def judged(self, seen: int) -> Iterable[int]:
         """The leases that a statement speaks about: the edge had read of their grants when it made it."""
         return (n for n, ticket in self.leases.items() if ticket.sent <= seen)

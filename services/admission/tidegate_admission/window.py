@@ -12,7 +12,8 @@ class RestartWindow:
 
     It closes when
     1. `lease_ttl` has passed: what was held before has expired, or been stated;
-    2. lifecycle knew the sessions of the admission before, and each of them has said its Hello;
+    2. lifecycle knew the sessions of the admission before, and each of them has said its Hello
+       (a unary holder says none, because each of its leases is renewed for itself: with one, it is 1);
     3. lifecycle never had a list of sessions, and by a settled supply no instance is older than the process.
     """
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate_chassis.config import EXIT_CONFIG, Document, read
 from tidegate_chassis.process import LIFELINE, monotonic
+from tidegate_serve import rundir
 from tidegate_serve.check import SERVICES, find_problems
 
 DRAIN = 6.0
@@ -35,7 +33,7 @@ def serve(config: str) -> int:
         print(f"tidegate: {problem}", file=sys.stderr)
     if any(not problem.warning for problem in problems):
         return EXIT_CONFIG
-    with _run_directory() as directory:
+    with rundir.made() as directory:
         return asyncio.run(Supervisor(read(config), Path(directory)).run())
 
 
@@ -61,7 +59,11 @@ class Supervisor:
 
     def __init__(self, document: Document, directory: Path) -> None:
         self._document = document
-        self._environment = os.environ | _addresses(document, directory)
+        addresses = _addresses(document, directory)
+        rundir.record(directory, document.path, addresses)
+        self._environment = os.environ | {
+            f"TIDEGATE_{name.upper()}__LISTEN": addresses[name] for name in addresses
+        }
         self._children = {service: Child(service) for service in SERVICES}
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -177,34 +179,11 @@ class Supervisor:
 
 
 def _addresses(document: Document, directory: Path) -> dict[str, str]:
-    """Unix sockets for the services that have no address of their own in the file or the environment."""
-    addresses = {}
-    for service in ("admission", "lifecycle"):
-        name = f"TIDEGATE_{service.upper()}__LISTEN"
-        if "listen" not in document.section(service) and name not in os.environ:
-            addresses[name] = f"unix:{directory / service}.sock"
-    return addresses
-
-
-@contextlib.contextmanager
-def _run_directory() -> Iterator[str]:
-    """A private directory with a short path (a socket's path ends at 108 characters), removed at the end.
-
-    Directories whose process is gone (killed) are removed first.
-    """
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    if len(str(base)) > 60 or not os.access(base, os.W_OK):
-        base = Path("/tmp")  # noqa: S108 - mkdtemp makes a private directory in it
-    prefix = f"tidegate-{os.getuid()}-"
-    for old in base.glob(f"{prefix}*"):
-        pid = old.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not Path("/proc", pid).exists() and old.stat().st_uid == os.getuid():
-            shutil.rmtree(old, ignore_errors=True)
-    directory = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=base)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    """Where the inner services listen: a Unix socket, unless the file or the environment has an address."""
+    return {
+        service: str(document.section(service).get("listen") or f"unix:{directory / service}.sock")
+        for service in ("admission", "lifecycle")
+    }
 
 
 async def _is_ready(host: str, port: int) -> bool:

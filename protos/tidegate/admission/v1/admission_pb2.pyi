@@ -1035,9 +1035,9 @@ class AcquireRequest(_message.Message):
     holder_id: _builtins.str
     """Random, chosen once per client process; at most 64 characters."""
     request_id: _builtins.str
-    """Chosen by the client, unique within the holder."""
+    """Chosen by the client, unique within the holder, and never used for a second lease."""
     model: _builtins.str
-    """The model's name or alias."""
+    """The model's name in the catalogue; an alias is none here, and NOT_FOUND."""
     tenant: _builtins.str
     """Who is asking; empty = `default`."""
     band: Global___Band.ValueType

@@ -110,7 +110,7 @@ class AdmissionServiceServicer(object):
 
     def Renew(self, request, context):
         """Keeps a unary lease for another `lease_ttl_ms`. Inside admission's restart window an unknown lease is
-        restated; later it is NOT_FOUND.
+        restated; later it is NOT_FOUND, and so is one that has ended: the reason says how (REVOKED, say).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

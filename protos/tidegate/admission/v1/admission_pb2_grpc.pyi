@@ -60,7 +60,7 @@ class AdmissionServiceStub:
     """
     Renew: _grpc.UnaryUnaryMultiCallable[_admission_pb2.RenewRequest, _admission_pb2.RenewResponse]
     """Keeps a unary lease for another `lease_ttl_ms`. Inside admission's restart window an unknown lease is
-    restated; later it is NOT_FOUND.
+    restated; later it is NOT_FOUND, and so is one that has ended: the reason says how (REVOKED, say).
     """
     Release: _grpc.UnaryUnaryMultiCallable[_admission_pb2.ReleaseRequest, _admission_pb2.ReleaseResponse]
     """Ends a unary lease. Idempotent: an unknown lease is no error."""
@@ -101,7 +101,7 @@ class AdmissionServiceAsyncStub(AdmissionServiceStub):
     """
     Renew: _aio.UnaryUnaryMultiCallable[_admission_pb2.RenewRequest, _admission_pb2.RenewResponse]  # type: ignore[assignment]
     """Keeps a unary lease for another `lease_ttl_ms`. Inside admission's restart window an unknown lease is
-    restated; later it is NOT_FOUND.
+    restated; later it is NOT_FOUND, and so is one that has ended: the reason says how (REVOKED, say).
     """
     Release: _aio.UnaryUnaryMultiCallable[_admission_pb2.ReleaseRequest, _admission_pb2.ReleaseResponse]  # type: ignore[assignment]
     """Ends a unary lease. Idempotent: an unknown lease is no error."""
@@ -157,7 +157,7 @@ class AdmissionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admission_pb2.RenewResponse, _abc.Awaitable[_admission_pb2.RenewResponse]]:
         """Keeps a unary lease for another `lease_ttl_ms`. Inside admission's restart window an unknown lease is
-        restated; later it is NOT_FOUND.
+        restated; later it is NOT_FOUND, and so is one that has ended: the reason says how (REVOKED, say).
         """
 
     @_abc_1.abstractmethod
