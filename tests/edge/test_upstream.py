@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -326,6 +327,25 @@ async def test_a_cancelled_request_closes_its_connection() -> None:
         with pytest.raises(asyncio.CancelledError):
             await asking
         await asyncio.wait_for(server.connections[0].closed.wait(), 5)
+
+
+async def test_a_wait_that_is_cancelled_too_late_leaves_the_next_request_alone() -> None:
+    """The answer had come and the connection was taken by another request: only the wait ends."""
+    transport = Mock(spec=asyncio.Transport)
+    transport.is_closing.return_value = False
+    transport.get_write_buffer_size.return_value = 0
+    one = wire.Connection("", lambda _: None, lambda _: None)
+    one.connection_made(transport)
+    first = asyncio.create_task(one.exchange(b"", b"", False))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(one.exchange(b"", b"", False))  # runs before `first` hears of its answer
+    one.data_received(OK + b"content-length: 0\r\n\r\n")
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    one.data_received(OK + b"content-length: 0\r\nx-second: 1\r\n\r\n")
+    assert (b"x-second", b"1") in (await second).headers
+    transport.abort.assert_not_called()
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/x", "http://[::1]:9/x", "https://127.0.0.1:9/x"])

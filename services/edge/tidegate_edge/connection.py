@@ -219,8 +219,8 @@ class Connection(asyncio.Protocol):
             self._push()
         try:
             await reply.head()
-        except BaseException:  # whatever ends the wait, a half-done exchange can't be followed by another
-            self.abort()
+        except BaseException:  # a half-done exchange can't be followed by another; a whole one may be already
+            self.give_up(reply)
             raise
         return reply
 
