@@ -14,7 +14,7 @@ from tests.support.gateway import free_port, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 UV = Path(sys.executable).parent / "uv"
 ABSENT = {
-    "edge": ["httpx", "docker"],
+    "edge": ["httpx", "aiohttp", "docker"],
     "admission": ["granian", "aiohttp", "httpx"],
     "lifecycle": ["granian", "aiohttp"],
 }

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import structlog
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -19,6 +16,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from prometheus_client import CollectorRegistry, start_http_server
 
+from tidegate_chassis import logs
 from tidegate_chassis.config import TelemetrySettings
 
 _KINDS = {
@@ -33,7 +31,7 @@ _tracer: trace.Tracer = trace.NoOpTracer()
 
 def set_up(service: str, settings: TelemetrySettings) -> None:
     """Starts logging and, when an endpoint is set, tracing. Call it once, after any fork."""
-    _set_up_logs(service, settings)
+    logs.set_up(service, settings)
     global _provider, _tracer
     if not settings.otlp_endpoint:
         return
@@ -60,7 +58,7 @@ def shut_down() -> None:
         flusher = threading.Thread(target=_provider.shutdown, daemon=True)
         flusher.start()
         flusher.join(3)
-    _sink.flush(1.0)
+    logs.flush(1.0)
 
 
 def traced() -> bool:
@@ -129,80 +127,3 @@ def serve_metrics(listen: str, registry: CollectorRegistry) -> None:
     if listen:
         host, _, port = listen.rpartition(":")
         start_http_server(int(port), host.strip("[]"), registry)
-
-
-class _Sink:
-    """Log lines go through a bounded queue to stderr: a blocked terminal or pipe must not block the loop."""
-
-    def __init__(self) -> None:
-        self._lines: queue.Queue[str] = queue.Queue(10_000)
-        self.dropped = 0
-        self._thread = threading.Thread(target=self._write, daemon=True, name="log")
-
-    def start(self) -> None:
-        if not self._thread.is_alive():
-            self._thread.start()
-
-    def write(self, text: str) -> int:
-        try:
-            self._lines.put_nowait(text)
-        except queue.Full:
-            self.dropped += 1
-        return len(text)
-
-    def flush(self, timeout: float = 0.0) -> None:
-        """Waits up to `timeout` seconds for the lines so far to be written."""
-        if timeout and self._thread.is_alive():
-            done = threading.Thread(target=self._lines.join, daemon=True)
-            done.start()
-            done.join(timeout)
-
-    def _write(self) -> None:
-        while True:
-            text = self._lines.get()
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(text)
-                sys.stderr.flush()
-            self._lines.task_done()
-
-
-_sink = _Sink()
-
-
-def _set_up_logs(service: str, settings: TelemetrySettings) -> None:
-    _sink.start()
-    json_lines = settings.log_format == "json"
-    level = getattr(logging, settings.log_level.upper())
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    render: Any = (
-        structlog.processors.JSONRenderer()
-        if json_lines
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
-    structlog.configure(
-        processors=[*shared, _named(service), render],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=_sink),  # type: ignore[arg-type]
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(_sink)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _named(service), render],
-            foreign_pre_chain=shared,
-        )
-    )
-    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
-
-
-def _named(service: str) -> Any:
-    def add(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-        event["service"] = service
-        return event
-
-    return add

@@ -108,30 +108,31 @@ class Session:
         wants_progress: bool = False,
     ) -> Ticket:
         """Queues a ticket; `deadline` is the caller's own, in seconds from now, 0 = none."""
-        incarnation, generation = catalog_generation
-        offer = pb.Acquire(
-            n=self._next,
-            model=model,
-            deadline_ms=max(1, int(deadline * 1000)) if deadline else 0,
-            catalog_generation=pb.Generation(incarnation=incarnation, n=generation),
-            token_estimate=token_estimate,
-            affinity=affinity,
-            trace_parent=trace_parent,
-            wants_progress=wants_progress,
-        )
+        operation = pb.Operation()  # filled in place: a message given to another one's constructor is copied
+        offer = operation.acquire
+        offer.n = self._next
+        offer.model = model
+        offer.deadline_ms = max(1, int(deadline * 1000)) if deadline else 0
+        offer.catalog_generation.incarnation, offer.catalog_generation.n = catalog_generation
+        offer.token_estimate = token_estimate
+        offer.affinity = affinity
+        offer.trace_parent = trace_parent
+        offer.wants_progress = wants_progress
         self._next += 1
         ticket = Ticket(self, offer, self._clock())
         self._tickets[ticket.n] = ticket
-        self._say(pb.Operation(acquire=offer))
+        self._say(operation)
         return ticket
 
     def finish(self, ticket: Ticket, outcome: Outcome, prompt: int, completion: int, estimated: bool) -> None:
         """Tells admission how a ticket ended (called by `Ticket.done`)."""
         self._tickets.pop(ticket.n, None)
-        done = pb.Done(n=ticket.n, outcome=outcome.value)
+        operation = pb.Operation()
+        done = operation.done
+        done.n, done.outcome = ticket.n, outcome.value
         if prompt or completion:
             done.prompt_tokens, done.completion_tokens, done.tokens_estimated = prompt, completion, estimated
-        self._say(pb.Operation(done=done))
+        self._say(operation)
 
     def send_move(self, ticket: Ticket, not_instance: str, outcome: Outcome) -> None:
         """Tells admission that a lease is given back to wait again (called by `Ticket.move`)."""
@@ -239,10 +240,11 @@ class Session:
         """What is to be sent now. Verbs and the statement that follows them are taken in one step: a verb
         said between the two would make the statement look wrong."""
         operations, self._operations = self._operations, []
-        messages = [
-            pb.SessionRequest(operations=pb.Operations(operations=operations[i : i + _PART]))
-            for i in range(0, len(operations), _PART)
-        ]
+        messages = []
+        for i in range(0, len(operations), _PART):
+            message = pb.SessionRequest()
+            message.operations.operations.extend(operations[i : i + _PART])
+            messages.append(message)
         now = self._clock()
         if self.connected and now >= self._beat_due:
             self._beat_due = now + self._ttl / 3

@@ -1,78 +1,36 @@
 """The HTTP client towards model servers: one request, one response, bytes as they come.
 
-All of aiohttp that the edge uses is in this file, so that it can be replaced by something faster.
+Connections are kept per origin; the one used last is used first. What goes over one is in `connection.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
+import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable
-from typing import Any, cast
+import ssl
+from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from multidict import CIMultiDict
-from yarl import URL
+from tidegate_edge.connection import Broken, ConnectFailed, Connection, Headers, Reply
 
-Headers = list[tuple[bytes, bytes]]
+__all__ = ["Broken", "ConnectFailed", "Reply", "Upstream"]
 
 _KEEP_ALIVE = 3.0
 """Seconds that an idle connection is kept: vLLM closes its side after 5; the next POST would race that."""
-_READ_BUFFER = 64 * 1024
-"""aiohttp stops reading at twice this: what a slow client may leave lying here."""
-_PIECE = 256 * 1024
-"""Longer bodies are written in pieces, so that a slow server doesn't get all of it into our buffers."""
-_NOT_OURS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
+_SWEEP = 1.0
+"""Seconds between two looks at idle connections; one that is older is not used in any case."""
+_WITHOUT_BODY = frozenset(("GET", "HEAD"))
 
 
-class ConnectFailed(Exception):
-    """No byte of an answer came: no connection was made, or it closed before. May be tried elsewhere."""
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """A model server's scheme, host and port."""
 
-
-class Broken(Exception):
-    """The answer began and broke off, or was no HTTP. Never tried again: the server has begun to work."""
-
-
-class Reply:
-    """A response whose head has come."""
-
-    __slots__ = ("_response", "headers", "reused", "status")
-
-    def __init__(self, response: aiohttp.ClientResponse, reused: bool) -> None:
-        self._response = response
-        self.status = response.status
-        self.headers: Headers = list(response.raw_headers)
-        self.reused = reused
-        """It came on a connection that had been used before."""
-
-    @property
-    def open_ended(self) -> bool:
-        """Nothing but the end of the connection tells where the body ends."""
-        names = [name.lower() for name, _ in self.headers]
-        return b"content-length" not in names and b"transfer-encoding" not in names
-
-    async def read(self) -> bytes:
-        """The next bytes, as they came; empty at the end. Raises Broken."""
-        try:
-            return await self._response.content.readany()
-        except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            # RuntimeError: aiohttp's word for a connection that closed between two reads
-            raise Broken(type(error).__name__) from None
-
-    def on_end(self, callback: Callable[[], None]) -> None:
-        """`callback` is called once when the last byte has come from the server, read or not; at once if it
-        has already. Not called when the response breaks off."""
-        self._response.content.on_eof(callback)
-
-    def rest(self) -> bytes:
-        """All that has come and was not read. Only inside and after the callback of `on_end`."""
-        return self._response.content.read_nowait(-1)
-
-    def close(self) -> None:
-        """Closes the connection, unless the response has ended and it went back to the pool. Synchronous."""
-        self._response.close()
+    url: str
+    host: str
+    port: int
+    tls: bool
 
 
 class Upstream:
@@ -80,21 +38,21 @@ class Upstream:
 
     def __init__(self, connect_timeout: float) -> None:
         """`connect_timeout`: seconds for name, TCP and TLS together."""
-        self._session = aiohttp.ClientSession(
-            connector=_Connector(limit=0, keepalive_timeout=_KEEP_ALIVE, ttl_dns_cache=10),
-            timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout, sock_read=None),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            read_bufsize=_READ_BUFFER,
-            max_line_size=32 * 1024,
-            max_field_size=32 * 1024,
-            skip_auto_headers=_NOT_OURS,
-        )
+        self._timeout = connect_timeout
+        self._loop = asyncio.get_running_loop()
+        self._open: set[Connection] = set()
+        self._idle: dict[str, list[Connection]] = {}
+        """By origin; the one that has been idle longest comes first."""
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._tls: ssl.SSLContext | None = None
 
     async def close(self) -> None:
         """Closes every connection."""
-        await self._session.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self._open):
+            connection.abort()
+        await asyncio.sleep(0)  # transports say that they are closed in the loop's next round
 
     async def open(self, method: str, url: str, headers: Headers, body: bytes) -> Reply:
         """Sends a request and waits for the head of its response; `url` is sent as it is.
@@ -102,99 +60,80 @@ class Upstream:
         A kept connection that turns out to have been closed meanwhile is replaced by a new one at once: the
         server can't have seen the request. Raises ConnectFailed or Broken.
         """
-        attempt = _Attempt()
-        try:
-            return await self._send(attempt, method, url, headers, body)
-        except ConnectFailed:
-            if not attempt.reused:
-                raise
-        attempt = _Attempt(fresh=True)
-        return await self._send(attempt, method, url, headers, body)
+        scheme, _, rest = url.partition("://")
+        authority, _, path = rest.partition("/")
+        origin = f"{scheme}://{authority}"
+        head = _head(method, path, authority, headers, len(body))
+        bodiless = method == "HEAD"
+        kept = self._kept(origin)
+        if kept is not None:
+            with contextlib.suppress(ConnectFailed):
+                return await kept.exchange(head, body, bodiless)
+        fresh = await self._connect(_origin(origin))
+        return await fresh.exchange(head, body, bodiless)
 
-    async def _send(self, attempt: _Attempt, method: str, url: str, headers: Headers, body: bytes) -> Reply:
-        _attempt.set(attempt)
-        sent = CIMultiDict((_text(name), _text(value)) for name, value in headers)
-        data: Any = body
-        if len(body) > _PIECE:
-            sent["Content-Length"] = str(len(body))
-            data = _pieces(body)
+    def _kept(self, origin: str) -> Connection | None:
+        idle, oldest = self._idle.get(origin), self._loop.time() - _KEEP_ALIVE
+        while idle:
+            connection = idle.pop()
+            if connection.open and connection.idle_since > oldest:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self, origin: _Origin) -> Connection:
         try:
-            response = await self._session.request(
-                method, URL(url, encoded=True), headers=sent, data=data, allow_redirects=False
-            )
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            if attempt.answered:
-                raise Broken(type(error).__name__) from None
+            async with asyncio.timeout(self._timeout):
+                if origin.tls and self._tls is None:
+                    self._tls = await asyncio.to_thread(ssl.create_default_context)
+                _, connection = await self._loop.create_connection(  # asyncio and uvloop set TCP_NODELAY
+                    lambda: Connection(origin.url, self._free, self._gone),
+                    origin.host,
+                    origin.port,
+                    ssl=self._tls if origin.tls else None,
+                )
+        except (OSError, UnicodeError) as error:
             raise ConnectFailed(type(error).__name__) from None
-        return Reply(response, attempt.reused)
-
-
-async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
-    view = memoryview(body)
-    for at in range(0, len(body), _PIECE):
-        yield view[at : at + _PIECE]
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
-
-
-class _Attempt:
-    """What became of one request's connection. The connector fills it in; a context variable leads there."""
-
-    __slots__ = ("fresh", "handler")
-
-    def __init__(self, fresh: bool = False) -> None:
-        self.fresh = fresh
-        """Only a new connection will do."""
-        self.handler: _Handler | None = None
-
-    @property
-    def reused(self) -> bool:
-        return self.handler is not None and self.handler.uses > 1
-
-    @property
-    def answered(self) -> bool:
-        """A byte of the answer has come."""
-        return self.handler is not None and self.handler.answered
-
-
-_attempt: contextvars.ContextVar[_Attempt] = contextvars.ContextVar("attempt")
-
-
-class _Handler(ResponseHandler):
-    """aiohttp's protocol, which also knows how often it was used and whether the answer has begun."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
-        self.uses = 0
-        self.answered = False
-
-    def data_received(self, data: bytes) -> None:
-        self.answered = True
-        super().data_received(data)
-
-
-class _Connector(aiohttp.TCPConnector):
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._factory = cast(
-            "functools.partial[ResponseHandler]", functools.partial(_Handler, loop=self._loop)
-        )
-
-    async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
-        attempt = _attempt.get()
-        connection = await super().connect(req, traces, timeout)
-        handler = connection.protocol
-        while attempt.fresh and isinstance(handler, _Handler) and handler.uses:
-            connection.close()
-            connection = await super().connect(req, traces, timeout)
-            handler = connection.protocol
-        assert isinstance(handler, _Handler), "the connector's factory makes these"
-        handler.uses += 1
-        handler.answered = False
-        attempt.handler = handler
+        if connection.open:  # else it is gone already, and nobody would take it off the list
+            self._open.add(connection)
         return connection
+
+    def _free(self, connection: Connection) -> None:
+        connection.idle_since = self._loop.time()
+        self._idle.setdefault(connection.origin, []).append(connection)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
+
+    def _gone(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        with contextlib.suppress(KeyError, ValueError):  # only idle ones are there
+            self._idle[connection.origin].remove(connection)
+
+    def _sweep(self) -> None:
+        """Closes what has been idle for too long."""
+        oldest = self._loop.time() - _KEEP_ALIVE
+        for origin, idle in list(self._idle.items()):
+            while idle and idle[0].idle_since <= oldest:
+                idle.pop(0).abort()
+            if not idle:
+                del self._idle[origin]
+        self._sweeper = self._loop.call_later(_SWEEP, self._sweep) if self._idle else None
+
+
+@functools.lru_cache(1024)
+def _origin(url: str) -> _Origin:
+    parts = urlsplit(url)
+    tls = parts.scheme == "https"
+    return _Origin(url, parts.hostname or "", parts.port or (443 if tls else 80), tls)
+
+
+def _head(method: str, path: str, host: str, headers: Headers, length: int) -> bytes:
+    """A request's head. Raises ValueError when a line break in a part of it would make it another request."""
+    lines = [b"%s /%s HTTP/1.1" % (method.encode(), path.encode("latin-1")), b"host: " + host.encode()]
+    lines += [b"%s: %s" % one for one in headers]
+    if length or method not in _WITHOUT_BODY:
+        lines.append(b"content-length: %d" % length)
+    head = b"\r\n".join(lines) + b"\r\n\r\n"
+    if head.count(b"\n") != len(lines) + 1:
+        raise ValueError("a line break in a request's head")
+    return head

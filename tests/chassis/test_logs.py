@@ -1,0 +1,75 @@
+"""Log lines: who writes them, and what can't go wrong on the way."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import pytest
+
+from tidegate_chassis import logs
+from tidegate_chassis.logs import Event, Sink, plain
+
+
+def written(capsys: pytest.CaptureFixture[str], sink: Sink) -> list[str]:
+    sink.start()
+    sink.flush(10.0)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_lines_come_out_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    """Texts and events keep their order, and events are rendered by the sink's thread."""
+    threads: set[str] = set()
+
+    def render(event: Event) -> str:
+        threads.add(threading.current_thread().name)
+        return f"event {event['n']}"
+
+    sink = Sink(render)
+    sink.put({"n": 1})
+    sink.write("text\n")
+    sink.put({"n": 2})
+    assert written(capsys, sink) == ["event 1", "text", "event 2"]
+    assert threads == {"log"}
+
+
+def test_a_line_that_cannot_be_rendered_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """An exception in a renderer costs its own line only: the thread goes on."""
+
+    class Bad:
+        def __str__(self) -> str:
+            raise LookupError("secret")
+
+    sink = Sink(lambda event: plain(None, "", event))
+    sink.put({"event": "bad", "value": Bad()})
+    sink.put({"event": "good"})
+    assert [line.split()[-1] for line in written(capsys, sink)] == ["(LookupError)", "good"]
+
+
+def test_a_full_sink_drops_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    """What can't be written is dropped; nobody waits."""
+    sink = Sink(lambda event: str(event["n"]), limit=2)
+    for n in range(5):
+        sink.put({"n": n})
+    assert sink.dropped == 3
+    assert written(capsys, sink) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        ({"event": "a", "level": "info", "n": 1, "b": "x y"}, " [info     ] a" + " " * 30 + "b='x y' n=1"),
+        ({"event": "a", "exception": "Traceback\n  x"}, " [         ] a\nTraceback\n  x"),
+        ({"event": "", "path": "/v1", "e": ""}, " [         ] " + " " * 31 + "e= path=/v1"),
+    ],
+)
+def test_a_plain_line_reads_like_structlogs(event: dict[str, Any], line: str) -> None:
+    """Sorted fields behind time, level and event; texts with blanks are quoted."""
+    assert plain(None, "", event) == line
+
+
+def test_json_lines_take_any_value() -> None:
+    """A value that JSON doesn't know is written as its repr."""
+    line = logs._renderer("json")(None, "", {"event": "x", "level": logging.Logger})
+    assert line == '{"event":"x","level":"<class \'logging.Logger\'>"}'
