@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tidegate_admission.dispatcher import Dispatcher
-from tidegate_admission.gate import Limits
+from tidegate_admission.limits import Limits
 from tidegate_admission.session import Hello, Session
 from tidegate_admission.supply import Instance, InstanceState, ModelSupply, Supply
 from tidegate_admission.ticket import Reason, Refusal, Ticket

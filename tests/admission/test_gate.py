@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,10 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.admission.support import READY, instance, model
-from tidegate_admission.gate import Gate, Limits
+from tidegate_admission.fairness import TenantRule, Tenants
+from tidegate_admission.gate import Gate
+from tidegate_admission.limits import Limits
 from tidegate_admission.supply import InstanceState
 from tidegate_admission.tally import Tally
 from tidegate_admission.ticket import (
+    Band,
     IllegalTransitionError,
     LeaseEnd,
     Outcome,
@@ -26,6 +31,12 @@ from tidegate_admission.ticket import (
 )
 
 CATALOG = (1, 5)
+AGING = 8.0
+WEIGHTS = {"": 1, "x": 1, "y": 3}
+TENANTS = Tenants(
+    TenantRule(top=Band.HIGH),
+    {name: TenantRule(weight, Band.HIGH) for name, weight in WEIGHTS.items() if name},
+)
 STATES = (InstanceState.STARTING, READY, READY, InstanceState.DRAINING, InstanceState.STOPPING)
 
 
@@ -49,13 +60,39 @@ class Naive:
         shut = ticket.excluded if any(n not in ticket.excluded for n in may) else frozenset()
         return [n for n in self.slots if n not in shut and self.free(n, now) > 0]
 
-    def next(self, silent: set[str], now: float) -> Ticket | None:
-        able = [
-            ticket
-            for ticket in self.waiting
-            if ticket.id[0] not in silent and ticket.catalog <= CATALOG and self.rooms(ticket, now)
-        ]
-        return min(able, key=lambda one: (not one.moves, one.arrived, one.id[1]), default=None)
+    def next(self, silent: set[str], now: float, had: Callable[[str], float]) -> Ticket | None:
+        """Bands by their oldest head, then tenants by what they `had`, then the order within the flow."""
+        standing = [one for one in self.waiting if one.id[0] not in silent and one.catalog <= CATALOG]
+        flows: dict[tuple[str, int], list[Ticket]] = {}
+        for ticket in sorted(standing, key=lambda one: (not one.moves, one.arrived, one.order)):
+            flows.setdefault((ticket.tenant, ticket.band), []).append(ticket)
+        able: list[tuple[int, float, bool, float, int, Ticket]] = []
+        oldest: dict[int, float] = {}
+        for (tenant, band), tickets in flows.items():
+            first = next((ticket for ticket in tickets if self.rooms(ticket, now)), None)
+            head = tickets[0]
+            oldest[band] = min(oldest.get(band, now), head.arrived)
+            if first is not None:
+                able.append((band, had(tenant), not head.moves, head.arrived, head.order, first))
+        raised = {band: sum(old + AGING * k <= now for k in (1, 2)) for band, old in oldest.items()}
+        keys = [(max(1, one[0] - raised[one[0]]), *one[1:5], one[5]) for one in able]
+        return min(keys, key=lambda key: key[:-1])[5] if keys else None
+
+    def hits(self, arrival: Ticket, limit: int) -> list[Ticket]:
+        """Who may be refused when it comes to a full queue: one of each tenant that is equally far above."""
+        tickets = [*self.waiting, arrival]
+        weights = {ticket.tenant: WEIGHTS[ticket.tenant] for ticket in tickets}
+        counts = Counter(ticket.tenant for ticket in tickets)
+        share = {name: max(1.0, limit * weights[name] / sum(weights.values())) for name in weights}
+        below = counts[arrival.tenant] <= share[arrival.tenant]
+        above = [one for one in self.waiting if counts[one.tenant] > share[one.tenant]]
+        above = [one for one in above if below or one.band > arrival.band]
+        band = max((one.band for one in above), default=0)
+        above = [one for one in above if one.band == band]
+        most = max((counts[one.tenant] / weights[one.tenant] for one in above), default=0.0)
+        newest = {one.tenant: arrival for one in above if counts[one.tenant] / weights[one.tenant] == most}
+        newest.update({one.tenant: one for one in above if one.tenant in newest and not one.moves})
+        return list(newest.values()) or [arrival]
 
 
 class GateMachine(RuleBasedStateMachine):
@@ -65,17 +102,20 @@ class GateMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 100.0
         self.silent: set[str] = set()
-        self.gate = Gate("m", Limits(3, 6, 30.0), Tally(), self.silent, self.now)
+        self.gate = Gate("m", Limits(3, 6, 30.0, AGING, TENANTS), Tally(), self.silent, self.now)
         self.naive = Naive()
         self.tickets: dict[tuple[str, int], Ticket] = {}
         self.n = 0
         self.supplied = False
 
     def decide(self) -> None:
+        accounts = self.gate.turns.accounts
+        had = {name: account.virtual for name in WEIGHTS if (account := accounts.find(name))}
         decisions = self.gate.decide(self.now)
         for ticket, address, _, _ in decisions.grants if decisions else ():
-            wanted = self.naive.next(self.silent, self.now)
+            wanted = self.naive.next(self.silent, self.now, had.__getitem__)
             assert wanted is ticket, "the turn was another ticket's"
+            had[ticket.tenant] += ticket.charged / WEIGHTS[ticket.tenant]
             rooms = self.naive.rooms(ticket, self.now)
             assert ticket.instance_id in rooms
             most = max(self.naive.free(name, self.now) for name in rooms)
@@ -84,29 +124,40 @@ class GateMachine(RuleBasedStateMachine):
             self.naive.waiting.remove(ticket)
             self.naive.leases[ticket.id] = ticket.instance_id
         assert not decisions or not decisions.refusals
-        assert self.naive.next(self.silent, self.now) is None, "a slot is free and a ticket was left waiting"
+        assert self.naive.next(self.silent, self.now, had.__getitem__) is None, (
+            "a slot is free and a ticket was left waiting"
+        )
 
-    @rule(session=st.sampled_from("abc"), early=st.booleans(), affinity=st.sampled_from(["", "", "x", "y"]))
-    def offer(self, session: str, early: bool, affinity: str) -> None:
+    @rule(
+        session=st.sampled_from("abc"),
+        tenant=st.sampled_from(sorted(WEIGHTS)),
+        band=st.sampled_from(list(Band)),
+        early=st.booleans(),
+        affinity=st.sampled_from(["", "", "x", "y"]),
+    )
+    def offer(self, session: str, tenant: str, band: int, early: bool, affinity: str) -> None:
         self.n += 1
         self.now += 0.001
         catalog = (1, 6) if early and self.n % 5 == 0 else CATALOG
-        ticket = Ticket((session, self.n), "m", self.now, affinity=affinity, catalog=catalog)
+        ticket = Ticket((session, self.n), "m", self.now, tenant, band, affinity=affinity, catalog=catalog)
         full = len(self.naive.waiting) >= 6
+        hits = self.naive.hits(ticket, 6)
         refusal = self.gate.offer(ticket, self.now)
         assert (refusal is not None) == full
-        if refusal is None:
-            self.tickets[ticket.id] = ticket
-            self.naive.waiting.append(ticket)
-        else:
+        self.tickets[ticket.id] = ticket
+        self.naive.waiting.append(ticket)
+        if refusal is not None:
             assert refusal.reason is Reason.QUEUE_FULL
             assert 1 <= refusal.retry_after <= 120
+            assert refusal.ticket in hits
+            del self.tickets[refusal.ticket.id]
+            self.naive.waiting.remove(refusal.ticket)
         self.decide()
 
-    @rule(age=st.floats(0, 50), moves=st.integers(0, 1))
-    def restate_waiting(self, age: float, moves: int) -> None:
+    @rule(age=st.floats(0, 50), moves=st.integers(0, 1), tenant=st.sampled_from(sorted(WEIGHTS)))
+    def restate_waiting(self, age: float, moves: int, tenant: str) -> None:
         self.n += 1
-        ticket = Ticket(("a", self.n), "m", self.now - age, moves=moves)
+        ticket = Ticket(("d", self.n), "m", self.now - age, tenant, moves=moves)
         self.gate.restate_waiting(ticket, self.now)
         self.tickets[ticket.id] = ticket
         self.naive.waiting.append(ticket)
@@ -330,7 +381,7 @@ def test_the_ends_of_leases_are_told_apart() -> None:
     tickets = [offer(target, n) for n in range(4)]
     granted(target)
     for ticket, kind in zip(tickets, kinds, strict=False):
-        target.end(ticket, kind, TicketEnd.CANCELLED)
+        target.end(ticket, kind, TicketEnd.CANCELLED, 0.0)
     target.done(tickets[3], Outcome.OK, 1.0)
     expected = dict.fromkeys([*kinds, LeaseEnd.RELEASED], 1) | {LeaseEnd.INSTANCE_LOST: 0}
     assert target.tally.lease_ends == expected

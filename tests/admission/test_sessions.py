@@ -164,9 +164,9 @@ class SessionMachine(RuleBasedStateMachine):
             assert edge.session is not None
             assert edge.outbox is not None
             unread = len(edge.outbox.answers) if behind else 0
-            if not behind:
-                self.desk.done(edge.session, *edge.read(), outcome=Outcome.UNUSED)
+            unused = [] if behind else edge.read()
             seen = edge.outbox.seq - 1 - unread  # an answer is a response of its own here
+            self.desk.done(edge.session, *unused, outcome=Outcome.UNUSED)  # what it frees is still unread
             coming = {int(str(answer[1])) for answer in edge.outbox.answers if answer[0] == "grant"}
             leases = set(edge.session.leases)
             edge.beats += 1

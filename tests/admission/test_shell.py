@@ -15,6 +15,7 @@ from tests.admission.support import READY, Desk, instance, model
 from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate.lifecycle.v1 import lifecycle_pb2 as lpb
 from tidegate_admission import metrics, settings, waits
+from tidegate_admission.fairness import TenantRule
 from tidegate_admission.link import from_wire, to_wire
 from tidegate_admission.supply import InstanceState
 from tidegate_admission.ticket import Band, Outcome, Reason, Ticket
@@ -42,6 +43,16 @@ def test_the_defaults_are_those_of_the_reference(tmp_path: Path) -> None:
     assert explicit.lifecycle_address == "host:1"
 
 
+def test_tenants_have_their_own_weight_and_top_priority(tmp_path: Path) -> None:
+    """A configured tenant has its own rule, every other name has the default's."""
+    text = "admission: {aging: 30s}\ntenants: {default: {weight: 2}, team: {top_priority: high}}\n"
+    loaded = settings.load(write(tmp_path, text))
+    assert loaded.admission.aging == 30.0
+    assert loaded.tenants.of("team") == TenantRule(1, Band.HIGH)
+    assert loaded.tenants.of("") == loaded.tenants.of("made-up") == TenantRule(2, Band.NORMAL)
+    assert loaded.effective()["tenants"]["team"] == {"weight": 1, "top_priority": "high"}
+
+
 @pytest.mark.parametrize(
     ("text", "path"),
     [
@@ -52,11 +63,12 @@ def test_the_defaults_are_those_of_the_reference(tmp_path: Path) -> None:
         ("admission: {lease_ttl: 301s}", "admission.lease_ttl"),
         ("admission: {lease_ttl: 10}", "admission.lease_ttl"),
         ("admission: {queue_timeout: 0}", "admission.queue_timeout"),
-        ("admission: {aging: 30s}", "admission.aging"),
+        ("admission: {aging: 0}", "admission.aging"),
         ("admission: {listen: nowhere}", "admission.listen"),
         ("admission: {no_such_key: 1}", "admission.no_such_key"),
-        ("tenants: {team: {weight: 2}}", "tenants.team"),
-        ("tenants: {default: {weight: 2}}", "tenants.default.weight"),
+        ("tenants: {team: {weight: 0}}", "tenants.team.weight"),
+        ("tenants: {team: {top_priority: urgent}}", "tenants.team.top_priority"),
+        ("tenants: {'my team': {weight: 2}}", "tenants.my team"),
         ("tenants: {default: {requests_per_minute: 60}}", "tenants.default.requests_per_minute"),
     ],
 )

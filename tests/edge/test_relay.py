@@ -8,6 +8,7 @@ import pytest
 
 from tests.edge.conftest import CHAT, Make
 from tests.edge.fakes import Connection, ask, echo, until
+from tidegate.admission.v1 import admission_pb2 as pb
 
 
 async def test_a_request_passes_unchanged_but_for_its_model(bench: Make) -> None:
@@ -157,3 +158,30 @@ async def test_the_callers_deadline_goes_with_the_ticket(bench: Make) -> None:
     one = await bench(echo())
     await ask(one.edge.port, "POST", CHAT, {"model": "small"}, x_tidegate_deadline_ms="1500")
     assert one.admission.acquired[0].deadline_ms == 1500
+
+
+async def test_tenant_and_priority_go_with_the_ticket_without_keys(bench: Make) -> None:
+    """With `auth: none` they are believed; what can't be read is refused, naming what is allowed."""
+    open_one = await bench(echo(), auth="none")
+    words = {"x_tidegate_tenant": "team-1", "x_tidegate_priority": "High"}
+    assert (await ask(open_one.edge.port, "POST", CHAT, {"model": "small"}, **words)).status == 200
+    offer = open_one.admission.acquired[0]
+    assert (offer.tenant, offer.band) == ("team-1", pb.BAND_HIGH)
+    assert open_one.server.seen[0].header(b"x-tidegate-tenant") is None
+    for bad in ({"x_tidegate_priority": "urgent"}, {"x_tidegate_tenant": "no spaces"}):
+        answer = await ask(open_one.edge.port, "POST", CHAT, {"model": "small"}, **bad)
+        assert answer.status == 400
+    assert (
+        b"high, normal or low"
+        in (await ask(open_one.edge.port, "POST", CHAT, {"model": "small"}, x_tidegate_priority="1")).body
+    )
+
+
+async def test_with_keys_tenant_and_priority_are_ignored(bench: Make) -> None:
+    """Nobody is believed who he is without `auth: none`, and what he says goes nowhere."""
+    one = await bench(echo())
+    words = {"x_tidegate_tenant": "team-1", "x_tidegate_priority": "whatever"}
+    assert (await ask(one.edge.port, "POST", CHAT, {"model": "small"}, **words)).status == 200
+    offer = one.admission.acquired[0]
+    assert (offer.tenant, offer.band) == ("", pb.BAND_NORMAL)
+    assert one.server.seen[0].header(b"x-tidegate-priority") is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import secrets
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import structlog
 from tidegate.admission.v1 import admission_pb2_grpc
 from tidegate_admission import metrics, settings, waits
 from tidegate_admission.dispatcher import Dispatcher
-from tidegate_admission.gate import Limits
+from tidegate_admission.limits import Limits
 from tidegate_admission.link import Link, SupersededError
 from tidegate_admission.service import NAME, Service
 from tidegate_admission.settings import Loaded
@@ -33,8 +34,8 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
     """Runs the service until `stop` is set. An exception out of the core ends it."""
     own, clock = loaded.admission, process.monotonic
     incarnation = secrets.randbits(63) | 1
-    limits = Limits(own.max_concurrent, own.max_queue, own.queue_timeout)
-    dispatcher = Dispatcher(limits, own.lease_ttl, clock())
+    limits = Limits(own.max_concurrent, own.max_queue, own.queue_timeout, own.aging, loaded.tenants)
+    dispatcher = Dispatcher(limits, own.lease_ttl, clock(), random.random)
     if telemetry.traced():
         dispatcher.on_wait_end = waits.report
     loop = asyncio.get_running_loop()

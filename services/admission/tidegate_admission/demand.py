@@ -31,6 +31,8 @@ class ModelDemand:
     arrival_rate: float = 0.0
     instances: tuple[InstanceDemand, ...] = ()
     trace_parent: str = ""
+    by_band: tuple[int, ...] = (0, 0, 0)
+    """Waiting in each band, from high to low."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +57,5 @@ def of_gate(gate: Gate, now: float) -> ModelDemand:
         gate.arrival_rate,
         tuple(InstanceDemand(slot.id, len(slot.leases), slot.grants) for slot in gate.slots.values()),
         next(filter(None, traced), ""),
+        gate.turns.by_band(),
     )

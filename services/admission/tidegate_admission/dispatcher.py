@@ -7,14 +7,14 @@ answers into the sessions' outboxes.
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from tidegate_admission import session as sessions
 from tidegate_admission.demand import Demand, ModelDemand, of_gate
-from tidegate_admission.gate import Gate, Limits
+from tidegate_admission.gate import Gate
 from tidegate_admission.holder import Holder
+from tidegate_admission.limits import Limits
 from tidegate_admission.session import Differences, Held, Hello, Outbox, Session
 from tidegate_admission.supply import ModelSupply, Supply, SupplyBook
 from tidegate_admission.tally import Tally
@@ -47,7 +47,10 @@ _ANY_CATALOG: Generation = (1 << 64, 0)
 class Dispatcher:
     """See the module. The shell sets the two `on_...`."""
 
-    def __init__(self, limits: Limits, lease_ttl: float, now: float) -> None:
+    def __init__(
+        self, limits: Limits, lease_ttl: float, now: float, chance: Callable[[], float] = lambda: 0.5
+    ) -> None:
+        """`chance`: as in `Gate`."""
         self.limits, self.lease_ttl, self.started = limits, lease_ttl, now
         self.window = RestartWindow(now, lease_ttl)
         self.book = SupplyBook()
@@ -70,6 +73,7 @@ class Dispatcher:
         self._urgent = False
         self._no_supply = False
         self._sampled = now
+        self._chance = chance
 
     # --- sessions --------------------------------------------------------------------------------------
 
@@ -110,9 +114,9 @@ class Dispatcher:
             self._decide(gate, now)
         refusal = gate.offer(ticket, now)
         self._dirty[gate.model] = True
-        if refusal is None:
+        if refusal is None or refusal.ticket is not ticket:
             session.tickets[n] = ticket
-        else:
+        if refusal is not None:
             self._refused(refusal, now)
 
     def done(self, session: Session, n: int, outcome: int, now: float) -> None:
@@ -157,7 +161,7 @@ class Dispatcher:
 
     def goodbye(self, session: Session, now: float) -> None:
         """The session leaves: its tickets and leases end at once."""
-        self._end_session(session, LeaseEnd.RELEASED, TicketEnd.CANCELLED)
+        self._end_session(session, LeaseEnd.RELEASED, TicketEnd.CANCELLED, now)
         session.outbox = None
         self._forget(session)
         self.settle(now)
@@ -175,7 +179,7 @@ class Dispatcher:
         if session is None or ticket is None:
             return False
         self._revoked[lease] = now
-        self._end(session, ticket, LeaseEnd.REVOKED, TicketEnd.CANCELLED)
+        self._end(session, ticket, LeaseEnd.REVOKED, TicketEnd.CANCELLED, now)
         if session.outbox is not None:
             session.outbox.lost(ticket.id[1], Reason.REVOKED)
         self.settle(now)
@@ -279,7 +283,7 @@ class Dispatcher:
         gate = self.gates.get(model)
         if gate is None:
             tally = self.tallies.setdefault(model, Tally())
-            gate = self.gates[model] = Gate(model, self.limits, tally, self._silent, now)
+            gate = self.gates[model] = Gate(model, self.limits, tally, self._silent, now, self._chance)
             gate.guarded = not self.window.over
             self._supply_gate(gate, now)
         return gate
@@ -346,14 +350,14 @@ class Dispatcher:
         if session.outbox is not None:
             session.outbox.lost(loss.ticket.id[1], loss.reason)
 
-    def _end(self, session: Session, ticket: Ticket, lease: LeaseEnd, waiting: TicketEnd) -> None:
+    def _end(self, session: Session, ticket: Ticket, lease: LeaseEnd, waiting: TicketEnd, now: float) -> None:
         (session.leases if ticket.phase is Phase.LEASED else session.tickets).pop(ticket.id[1])
-        self.gates[ticket.model].end(ticket, lease, waiting)
+        self.gates[ticket.model].end(ticket, lease, waiting, now)
         self._dirty[ticket.model] = True
 
-    def _end_session(self, session: Session, lease: LeaseEnd, waiting: TicketEnd) -> None:
+    def _end_session(self, session: Session, lease: LeaseEnd, waiting: TicketEnd, now: float) -> None:
         for ticket in [*session.leases.values(), *session.tickets.values()]:
-            self._end(session, ticket, lease, waiting)
+            self._end(session, ticket, lease, waiting, now)
 
     def _forget(self, session: Session) -> None:
         del self.sessions[session.id]
@@ -363,16 +367,16 @@ class Dispatcher:
     def _apply(self, session: Session, found: Differences, fact: bool, now: float) -> None:
         """Carries out what a statement changes."""
         for ticket in found.cancelled:
-            self._end(session, ticket, LeaseEnd.RECLAIMED, TicketEnd.CANCELLED)
+            self._end(session, ticket, LeaseEnd.RECLAIMED, TicketEnd.CANCELLED, now)
         for ticket in found.reclaimed:
-            self._end(session, ticket, LeaseEnd.RECLAIMED, TicketEnd.CANCELLED)
+            self._end(session, ticket, LeaseEnd.RECLAIMED, TicketEnd.CANCELLED, now)
         for stated in found.moved:
             self._moved(session, stated, now)
         for ticket in found.again:
             self._tell_grant(session, ticket)
         for item in found.held:
             self.restate(session, item, fact, now)
-        for ticket in found.waiting:
+        for ticket in sorted(found.waiting, key=lambda waiter: waiter.arrived):
             self._gate(ticket.model, now).restate_waiting(ticket, now)
             session.tickets[ticket.id[1]] = ticket
             self._dirty[ticket.model] = True
@@ -405,7 +409,6 @@ class Dispatcher:
             session.outbox.lost(item.n, Reason.EXPIRED)
             return
         gate.restate_held(ticket, item.instance_id, now)
-        ticket.granted = now - item.age
         session.leases[item.n] = ticket
 
     def _heard(self, session: Session, now: float) -> None:
@@ -444,14 +447,14 @@ class Dispatcher:
 
     def _judge_holder(self, holder: Holder, now: float) -> None:
         for ticket in holder.overdue(now, self.lease_ttl):
-            self._end(holder, ticket, LeaseEnd.EXPIRED, TicketEnd.SESSION_LOST)
+            self._end(holder, ticket, LeaseEnd.EXPIRED, TicketEnd.SESSION_LOST, now)
             holder.lost(ticket.id[1], Reason.EXPIRED)
         if holder.idle():
             self._forget(holder)
 
     def _expire(self, session: Session, now: float) -> None:
         leases, tickets = list(session.leases), list(session.tickets.values())
-        self._end_session(session, LeaseEnd.EXPIRED, TicketEnd.SESSION_LOST)
+        self._end_session(session, LeaseEnd.EXPIRED, TicketEnd.SESSION_LOST, now)
         if session.outbox is None:
             return
         for n in leases:
@@ -474,15 +477,12 @@ class Dispatcher:
         while self._revoked and now - next(iter(self._revoked.values())) > REVOKED_KEPT:
             self._revoked.popitem(last=False)
         for gate in self.gates.values():
-            gate.sample()
+            gate.sample(now)
             if gate.waiting:
                 self._tell_progress(gate, now)
 
     def _tell_progress(self, gate: Gate, now: float) -> None:
-        front = sorted(
-            itertools.islice(gate.waiting.values(), PROGRESS_DEPTH),
-            key=lambda ticket: (not ticket.moves, ticket.arrived),
-        )
+        front = gate.turns.forecast(PROGRESS_DEPTH, gate.tally.length, now)
         told: dict[str, tuple[int, list[int]]] = {}
         for position, ticket in enumerate(front, 1):
             if ticket.wants_progress:

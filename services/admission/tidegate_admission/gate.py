@@ -6,11 +6,13 @@ counts are sizes of sets: `waiting` and each slot's `leases`.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tidegate_admission.patience import QueueClock
+from tidegate_admission import estimate
+from tidegate_admission.limits import Limits
+from tidegate_admission.patience import QueueClock, loads_until
 from tidegate_admission.slots import Slot
 from tidegate_admission.supply import MAY_SERVE, InstanceState, ModelSupply, present
 from tidegate_admission.tally import Tally
@@ -33,19 +35,8 @@ from tidegate_admission.turns import Turns
 CONNECT_FAILED_HOLD = 5.0
 """Seconds without grants on an instance that couldn't be connected to, unless supply confirms it before."""
 MAX_AFFINITIES = 10_000
-RETRY_UNKNOWN = 5.0
-"""Retry-After in seconds when nothing has been measured yet."""
 
 _ANYWHERE: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Admission's own limits, for models that bring none."""
-
-    max_concurrent: int = 50
-    max_queue: int = 200
-    queue_timeout: float = 300.0
 
 
 @dataclass(slots=True)
@@ -59,7 +50,16 @@ class Decisions:
 class Gate:
     """One model. `silent` is the book's set of sessions that get no grants; the gate only reads it."""
 
-    def __init__(self, model: str, limits: Limits, tally: Tally, silent: set[str], now: float) -> None:
+    def __init__(
+        self,
+        model: str,
+        limits: Limits,
+        tally: Tally,
+        silent: set[str],
+        now: float,
+        chance: Callable[[], float] = lambda: 0.5,
+    ) -> None:
+        """`chance` gives numbers from 0 to 1: how long those that are refused are told to stay away."""
         self.model = model
         self.tally = tally
         self.guarded = False
@@ -70,7 +70,7 @@ class Gate:
         """Lifecycle has been told that somebody waits; set by the dispatcher."""
         self.arrival_rate = 0.0
         """Offers per second over about a minute."""
-        self.turns = Turns(silent)
+        self.turns = Turns(silent, limits.tenants, limits.aging)
         self.waiting = self.turns.tickets
         """All tickets."""
         self.slots: dict[str, Slot] = {}
@@ -83,26 +83,33 @@ class Gate:
         self._ready_in: float | None = None
         self._clock = QueueClock(now)
         self._offered = tally.offered
+        self._chance = chance
 
     # --- verbs -----------------------------------------------------------------------------------------
 
     def offer(self, ticket: Ticket, now: float) -> Refusal | None:
-        """Takes a new ticket in, or refuses it.
+        """Takes a new ticket in; gives the refusal of it, or of the ticket that it displaced.
 
         1. Supply says that the model can't be had, and is as new as the catalogue the ticket was judged by.
-        2. The queue is full.
-        3. Otherwise it waits, and the next `decide` may grant it.
+        2. The queue is full: the ticket is refused, or takes the place of another one, which is
+           (`Turns.displaced` says when).
+        3. It waits, and the next `decide` may grant it.
         """
         self.tally.offered += 1
+        ticket.band = self._limits.tenants.band(ticket.tenant, ticket.band)
         if self.refusal is not None and ticket.catalog <= self._catalog:  # 1
             return self._refused(ticket, now)
-        if len(self.waiting) >= self.max_queue:  # 2
+        refusal = None
+        if self.full():  # 2
+            displaced = self.turns.displaced(ticket, self.max_queue)
             retry = self.retry_after(now)
             count = f"{len(self.waiting)} waiting"
             words = f"the queue of model '{self.model}' is full ({count}); try again in {retry:.0f} s"
-            return self._refuse(ticket, Reason.QUEUE_FULL, words, retry, TicketEnd.REFUSED)
+            refusal = self._refuse(displaced or ticket, Reason.QUEUE_FULL, words, retry, TicketEnd.REFUSED)
+            if displaced is None:
+                return refusal
         self._take_in(ticket, now)  # 3
-        return None
+        return refusal
 
     def restate_waiting(self, ticket: Ticket, now: float) -> None:
         """Takes in a ticket that another admission had queued: by its age, above `max_queue` if need be.
@@ -110,17 +117,22 @@ class Gate:
         Its queue timeout begins again: how much of its age was loading, nobody knows any more.
         """
         self.tally.restated_waiting += 1
+        ticket.band = self._limits.tenants.band(ticket.tenant, ticket.band)
         self._take_in(ticket, now)
 
     def restate_held(self, ticket: Ticket, instance_id: str, now: float) -> None:
-        """Takes in a lease as a fact, above the slots if need be, on an instance not yet known if need be."""
+        """Takes in a lease as a fact, above the slots if need be, on an instance not yet known if need be.
+
+        It has been held since `ticket.arrived`; what it had before now is charged to nobody.
+        """
         if ticket.phase is Phase.WAITING:
             self._leave(ticket, TicketEnd.CANCELLED)
         slot = self.slots.get(instance_id)
         if slot is None:
             slot = self.slots[instance_id] = Slot(instance_id)
         self.tally.restated += 1
-        self._lease(ticket, slot, now)
+        self._lease(ticket, slot, ticket.arrived)
+        ticket.charged = now - ticket.arrived
 
     def done(self, ticket: Ticket, outcome: int, now: float) -> None:
         """Ends a ticket or a lease, whichever it is; nothing when it has ended already."""
@@ -131,10 +143,10 @@ class Gate:
             self._leave(ticket, TicketEnd.CANCELLED)
             ticket.become(Phase.ENDED)
 
-    def end(self, ticket: Ticket, lease: LeaseEnd, waiting: TicketEnd) -> None:
+    def end(self, ticket: Ticket, lease: LeaseEnd, waiting: TicketEnd, now: float) -> None:
         """Ends a ticket or a lease for a reason that its session didn't give: one kind for each phase."""
         if ticket.phase is Phase.LEASED:
-            self._unlease(ticket, lease)
+            self._unlease(ticket, lease, now)
         else:
             self._leave(ticket, waiting)
         ticket.become(Phase.ENDED)
@@ -158,14 +170,14 @@ class Gate:
 
         `complete`: a settled supply, so what it lacks does not exist (None: the model itself).
         """
-        self._clock.run(now, _loads_until(item, complete, now))
+        self._clock.run(now, loads_until(item, complete, now))
         instances = {instance.id: instance for instance in present(item.instances if item else ())}
         losses: list[Loss] = []
         if complete:
             for slot in [slot for slot in self.slots.values() if slot.id not in instances]:
                 losses += [Loss(ticket, Reason.INSTANCE_LOST) for ticket in slot.leases.values()]
                 for ticket in list(slot.leases.values()):
-                    self._unlease(ticket, LeaseEnd.INSTANCE_LOST)
+                    self._unlease(ticket, LeaseEnd.INSTANCE_LOST, now)
                     ticket.become(Phase.ENDED)
                 self.slots.pop(slot.id, None)
         self.max_concurrent = self._limits.max_concurrent
@@ -203,7 +215,7 @@ class Gate:
         if self.refusal is not None:  # 1
             judged = [ticket for ticket in self.waiting.values() if ticket.catalog <= self._catalog]
             decisions.refusals = [self._refused(ticket, now) for ticket in judged]
-        while turn := self.turns.take(lambda excluded: self._room(excluded, now)):  # 2
+        while turn := self.turns.take(lambda excluded: self._room(excluded, now), now):  # 2
             ticket, slot = turn
             if ticket.deadline <= now:  # 3
                 decisions.refusals.append(self._past_deadline(ticket))
@@ -244,10 +256,17 @@ class Gate:
         for slot in self.slots.values():
             slot.held_until += gap
 
-    def sample(self) -> None:
-        """Once a second: the arrival rate, as a mean over about a minute."""
+    def sample(self, now: float) -> None:
+        """Once a second: the arrival rate, as a mean over about a minute; and while others wait, leases that
+        are held for longer than they were charged are charged on."""
         self.arrival_rate += (self.tally.offered - self._offered - self.arrival_rate) / 60
         self._offered = self.tally.offered
+        for slot in self.slots.values() if self.waiting else ():
+            for ticket in slot.leases.values():
+                over = now - ticket.granted - ticket.charged
+                if over > 0.0:
+                    ticket.charged += over
+                    self.turns.charge(ticket.tenant, over)
 
     # --- what others may know --------------------------------------------------------------------------
 
@@ -274,8 +293,8 @@ class Gate:
         return not self.waiting and not self.slots
 
     def retry_after(self, now: float) -> float:
-        """Seconds until the queue of now may have drained: waiting ÷ (slots ÷ mean service time), 1–120."""
-        return min(120.0, max(1.0, self.eta(len(self.waiting), now) or RETRY_UNKNOWN))
+        """Seconds until the queue of now may have drained: waiting ÷ (slots ÷ mean service time)."""
+        return estimate.retry_after(self.eta(len(self.waiting), now), self._chance())
 
     def eta(self, position: int, now: float) -> float:
         """Expected seconds until the ticket at `position` (from 1) has a slot; 0 = unknown."""
@@ -324,6 +343,8 @@ class Gate:
         for_a_slot = self._clock.read(now) - (ticket.patience - self._limits.queue_timeout)
         ticket.loading = max(0.0, now - ticket.queued - for_a_slot)
         slot.grants += 1
+        ticket.charged = tally.length(ticket.tenant)
+        self.turns.charge(ticket.tenant, ticket.charged)
         if ticket.affinity:
             self._affinities[ticket.affinity] = slot.id
             self._affinities.move_to_end(ticket.affinity)
@@ -342,10 +363,11 @@ class Gate:
         if outcome == Outcome.CONNECT_FAILED:
             slot.held_until = now + CONNECT_FAILED_HOLD
         elif outcome != Outcome.UNUSED:
-            self.tally.served(now - ticket.granted)
-        self._unlease(ticket, LeaseEnd.RELEASED)
+            self.tally.served(ticket.tenant, now - ticket.granted)
+        self._unlease(ticket, LeaseEnd.RELEASED, now)
 
-    def _unlease(self, ticket: Ticket, kind: LeaseEnd) -> None:
+    def _unlease(self, ticket: Ticket, kind: LeaseEnd, now: float) -> None:
+        self.turns.charge(ticket.tenant, now - ticket.granted - ticket.charged)
         slot = self.slots[ticket.instance_id]
         del slot.leases[ticket.id]
         self.tally.lease_ends[kind] += 1
@@ -382,11 +404,3 @@ class Gate:
         """A waiting ticket, or one whose turn had come when it was too late."""
         words = f"no slot of model '{self.model}' became free within the request's own deadline"
         return self._refuse(ticket, Reason.DEADLINE_EXCEEDED, words, 0.0, TicketEnd.EXPIRED)
-
-
-def _loads_until(item: ModelSupply | None, complete: bool, now: float) -> float:
-    """Until when the model loads, with no server up; infinite while nothing is known of it."""
-    if item is None:
-        return -math.inf if complete else math.inf
-    up = any(instance.state == InstanceState.READY for instance in item.instances)
-    return now + item.start_deadline if item.start_deadline > 0 and not up else -math.inf

@@ -24,18 +24,23 @@ class Line:
     def __init__(self) -> None:
         self._heap: list[Entry] = []
 
-    def push(self, ticket: Ticket) -> None:
+    def push(self, ticket: Ticket) -> Entry:
         """Gives a ticket its place: by its age, moved ones first."""
         ticket.serial = serial = next(_serials)
         rank = MOVED if ticket.moves else ARRIVED
-        heapq.heappush(self._heap, (rank, ticket.arrived, ticket.order, serial, ticket))
+        entry = (rank, ticket.arrived, ticket.order, serial, ticket)
+        heapq.heappush(self._heap, entry)
+        return entry
 
     def head(self) -> Entry | None:
         """Whose turn it is; None when nobody stands here."""
         heap = self._heap
         while heap:
             entry = heap[0]
-            if _alive(entry):
+            ticket = entry[4]
+            if (
+                ticket.serial == entry[3] and ticket.phase is Phase.WAITING
+            ):  # alive; written out: the hot path
                 return entry
             heapq.heappop(heap)
         return None

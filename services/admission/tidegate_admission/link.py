@@ -129,7 +129,7 @@ def _model(item: ModelDemand) -> pb.ModelDemand:
         model=item.model,
         waiting=item.waiting,
         oldest_wait_ms=int(item.oldest_wait * 1000),
-        waiting_by_band=[0, item.waiting, 0],  # bands have no function yet: everybody is served as normal
+        waiting_by_band=item.by_band,
         arrival_rate=item.arrival_rate,
         instances=[
             pb.InstanceDemand(instance_id=one.id, leases=one.leases, grants=one.grants)

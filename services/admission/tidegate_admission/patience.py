@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+from tidegate_admission.supply import InstanceState, ModelSupply
+
 START_GRACE = 1.0
 """Seconds after the start deadline in which lifecycle may still say what became of the start."""
 
@@ -45,3 +47,11 @@ class QueueClock:
         """Takes `gap` seconds, in which the process stood still, out of the count."""
         self._since += gap
         self.loads_until += gap
+
+
+def loads_until(item: ModelSupply | None, complete: bool, now: float) -> float:
+    """Until when the model loads, with no server up; infinite while nothing is known of it."""
+    if item is None:
+        return -math.inf if complete else math.inf
+    up = any(instance.state == InstanceState.READY for instance in item.instances)
+    return now + item.start_deadline if item.start_deadline > 0 and not up else -math.inf

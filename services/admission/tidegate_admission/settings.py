@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from tidegate_admission.fairness import DEFAULT_TENANT, TenantRule, Tenants
+from tidegate_admission.ticket import Band
 from tidegate_chassis import config
 from tidegate_chassis.config import Document, Problem, Settings, TelemetrySettings, later
 from tidegate_chassis.kinds import Address, Choice, Duration, Whole
 
-DEFAULT_TENANT = "default"
-_FAIRNESS = "requests are served in the order in which they come"
+TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RATES = "no tenant has a rate"
 
 
@@ -41,8 +43,8 @@ class AdmissionSettings(Settings):
         10.0,
         description="After so much silence of an edge its slots are given to others; three heartbeats long.",
     )
-    aging: Annotated[float, Duration("1s", "24h")] = later(
-        60.0, _FAIRNESS, "After so long a waiting request rises by one priority band."
+    aging: Annotated[float, Duration("1s", "24h")] = Field(
+        60.0, description="After so long a waiting request rises by one priority band."
     )
     metrics_listen: Annotated[str, Address(unix=False, optional=True)] = Field(
         "", description="Where `/metrics` is served, `host:port`; empty = nowhere."
@@ -52,11 +54,12 @@ class AdmissionSettings(Settings):
 class TenantSettings(Settings):
     """One tenant of the section `tenants`."""
 
-    weight: Annotated[int, Whole(1, 1000)] = later(
-        1, _FAIRNESS, "Share of slots and queue, relative to other tenants."
+    weight: Annotated[int, Whole(1, 1000)] = Field(
+        1, description="Share of a model's slots and of its queue, relative to other tenants."
     )
-    top_priority: Annotated[str, Choice("high", "normal", "low")] = later(
-        "normal", _FAIRNESS, "The highest priority that its requests may have."
+    top_priority: Annotated[str, Choice("high", "normal", "low")] = Field(
+        "normal",
+        description="The highest priority that its requests may have; what they ask beyond it is lowered.",
     )
     requests_per_minute: Annotated[int, Whole(0, 10_000_000)] = later(
         0, _RATES, "Requests per minute over all edges; 0 = no limit."
@@ -73,13 +76,16 @@ class Loaded:
     document: Document
     admission: AdmissionSettings
     telemetry: TelemetrySettings
+    tenants: Tenants
     lifecycle_address: str
     """Where lifecycle is reached."""
 
     def effective(self) -> dict[str, Any]:
         """For the log: the settings in effect, secrets masked."""
         admission = config.effective(self.admission) | {"lifecycle_address": self.lifecycle_address}
-        return {"admission": admission, "telemetry": config.effective(self.telemetry)}
+        names = sorted({DEFAULT_TENANT, *self.document.section("tenants")})
+        tenants = {name: _said(self.tenants.of(name)) for name in names}
+        return {"admission": admission, "tenants": tenants, "telemetry": config.effective(self.telemetry)}
 
 
 def load(path: str | Path) -> Loaded:
@@ -100,23 +106,34 @@ def _load(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
     problems = list(document.problems)
     admission = config.check(AdmissionSettings, document.section("admission"), "admission", problems)
     telemetry = config.check(TelemetrySettings, document.section("telemetry"), "telemetry", problems)
-    _check_tenants(document.section("tenants"), problems)
-    if admission is None or telemetry is None:
+    tenants = _tenants(document.section("tenants"), problems)
+    if admission is None or telemetry is None or tenants is None:
         return None, problems
     if admission.max_concurrent > admission.max_queue:
         words = "is larger than admission.max_queue: a burst is refused although slots would be free soon"
         problems.append(Problem("admission.max_concurrent", words, warning=True))
     address = admission.lifecycle_address or _lifecycle_listen(document)
-    return Loaded(document, admission, telemetry, address), problems
+    return Loaded(document, admission, telemetry, tenants, address), problems
 
 
-def _check_tenants(section: dict[str, Any], problems: list[Problem]) -> None:
+def _tenants(section: dict[str, Any], problems: list[Problem]) -> Tenants | None:
+    rules: dict[str, TenantRule] = {}
+    before = len(problems)
     for name, value in section.items():
-        if name == DEFAULT_TENANT:
-            config.check(TenantSettings, value or {}, f"tenants.{name}", problems)
-        else:
-            words = f"has no function in this version: everybody is the tenant '{DEFAULT_TENANT}'"
+        if not TENANT.fullmatch(str(name)):
+            words = "is no tenant's name; 1 to 64 letters, digits and . _ - are allowed"
             problems.append(Problem(f"tenants.{name}", words))
+            continue
+        own = config.check(TenantSettings, value or {}, f"tenants.{name}", problems)
+        if own is not None:
+            rules[str(name)] = TenantRule(own.weight, int(Band[own.top_priority.upper()]))
+    if len(problems) > before:
+        return None
+    return Tenants(rules.pop(DEFAULT_TENANT, TenantRule()), rules)
+
+
+def _said(rule: TenantRule) -> dict[str, Any]:
+    return {"weight": rule.weight, "top_priority": Band(rule.top).name.lower()}
 
 
 def _lifecycle_listen(document: Document) -> str:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import bisect
 
+from tidegate_admission.fairness import MAX_IDLE
 from tidegate_admission.ticket import LeaseEnd, Reason, TicketEnd
 
 WAIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Upper bounds in seconds of the histogram of waits."""
 
+GUESS = 1.0
+"""Slot-seconds that a lease is charged while nothing has been measured."""
 _WEIGHT = 0.1
 """Share of the newest service time in the mean: about the last twenty count."""
 
@@ -23,6 +26,7 @@ class Tally:
     __slots__ = (
         "granted",
         "lease_ends",
+        "means",
         "moved",
         "offered",
         "refusals",
@@ -45,6 +49,8 @@ class Tally:
         self.refusals: dict[Reason, int] = {}
         self.service_mean = 0.0
         """Seconds that a lease is held, on average of late; 0 = none has ended yet."""
+        self.means: dict[str, float] = {}
+        """The same by tenant; the first ones are forgotten when they are too many."""
         self.wait_counts = [0] * (len(WAIT_BUCKETS) + 1)
         self.wait_sum = 0.0
 
@@ -64,10 +70,18 @@ class Tally:
         self.wait_counts[bisect.bisect_left(WAIT_BUCKETS, seconds)] += 1
         self.wait_sum += seconds
 
-    def served(self, seconds: float) -> None:
+    def served(self, tenant: str, seconds: float) -> None:
         """Notes how long a released lease was held."""
-        mean = self.service_mean
-        self.service_mean = mean + _WEIGHT * (seconds - mean) if mean else seconds
+        self.service_mean = _blend(self.service_mean, seconds)
+        mean = self.means.get(tenant, 0.0)
+        if not mean and len(self.means) >= MAX_IDLE:
+            del self.means[next(iter(self.means))]
+        self.means[tenant] = _blend(mean, seconds)
+
+    def length(self, tenant: str) -> float:
+        """What a tenant's next lease is charged, in slot-seconds: the tenant's mean, else the model's, else
+        a guess that is corrected soon."""
+        return self.means.get(tenant) or self.service_mean or GUESS
 
     def take_over(self, other: Tally) -> None:
         """Adds the record of a model that is no longer told apart."""
@@ -80,3 +94,7 @@ class Tally:
         for reason, count in other.refusals.items():
             self.refusals[reason] = self.refusals.get(reason, 0) + count
         self.wait_counts = [a + b for a, b in zip(self.wait_counts, other.wait_counts, strict=True)]
+
+
+def _blend(mean: float, seconds: float) -> float:
+    return mean + _WEIGHT * (seconds - mean) if mean else seconds

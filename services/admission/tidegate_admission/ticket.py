@@ -108,6 +108,7 @@ class Ticket:
         "arrived",
         "band",
         "catalog",
+        "charged",
         "deadline",
         "excluded",
         "granted",
@@ -150,6 +151,7 @@ class Ticket:
         self.arrived = arrived
         """When it began to wait; its age decides its place."""
         self.tenant = tenant
+        """Empty = `default`."""
         self.band = band
         self.deadline = deadline
         """The caller's own; infinite = none."""
@@ -175,6 +177,8 @@ class Ticket:
         """Its place in the queue when it was taken in, from 1."""
         self.instance_id = ""
         self.granted = 0.0
+        self.charged = 0.0
+        """Slot-seconds that its tenant was charged for the lease so far."""
         self.loading = 0.0
         """Seconds of its wait, as of its grant, in which the model was loading."""
         self.sent = 0

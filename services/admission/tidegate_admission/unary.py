@@ -17,7 +17,7 @@ from tidegate_admission.dispatcher import Dispatcher
 from tidegate_admission.holder import Holder, number
 from tidegate_admission.session import Held
 from tidegate_admission.ticket import Band, Id, Outcome, Reason, Refusal, Ticket
-from tidegate_admission.wire import MAX_SESSION_ID, invalid
+from tidegate_admission.wire import MAX_SESSION_ID, invalid, tenant
 from tidegate_chassis.errors import Refused
 
 CODES: dict[Reason, grpc.StatusCode] = {
@@ -264,7 +264,7 @@ def _ticket(
         (request.holder_id, n),
         request.model,
         now,
-        request.tenant,
+        tenant(request.tenant),
         request.band or Band.NORMAL,
         math.inf if remaining is None else now + remaining,
         tokens=request.token_estimate,

@@ -12,11 +12,14 @@ import grpc
 
 from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate_admission.dispatcher import Dispatcher
+from tidegate_admission.fairness import DEFAULT_TENANT
 from tidegate_admission.session import Held, Hello, Session
 from tidegate_admission.ticket import Band, Outcome, Ticket
 from tidegate_chassis.errors import Refused
 
 MAX_SESSION_ID = 64
+MAX_TENANT = 64
+"""Characters of a tenant's name."""
 MAX_STATED = 200_000
 """Ids in one Hello or statement: far more than an edge has connections."""
 
@@ -69,9 +72,14 @@ def operations(dispatcher: Dispatcher, session: Session, message: pb.Operations,
 def held(items: Iterable[pb.HeldLease]) -> list[Held]:
     """Stated leases."""
     return [
-        Held(item.n, item.model, item.instance_id, item.tenant, item.age_ms / 1000, item.moves)
+        Held(item.n, item.model, item.instance_id, tenant(item.tenant), item.age_ms / 1000, item.moves)
         for item in items
     ]
+
+
+def tenant(name: str) -> str:
+    """A tenant's name on tickets and leases."""
+    return "" if name == DEFAULT_TENANT else name[:MAX_TENANT]
 
 
 def _ticket(session_id: str, acquire: pb.Acquire, now: float) -> Ticket:
@@ -81,7 +89,7 @@ def _ticket(session_id: str, acquire: pb.Acquire, now: float) -> Ticket:
         (session_id, acquire.n),
         acquire.model,
         now,
-        acquire.tenant,
+        tenant(acquire.tenant),
         acquire.band or Band.NORMAL,
         now + deadline_ms / 1000 if deadline_ms else math.inf,
         (catalog.incarnation, catalog.n),

@@ -78,7 +78,7 @@ class App:
             if methods is not None and method in methods:
                 if self._edge.draining:
                     raise Failure("draining", "The service is stopping; try again.")
-                head = read_head(scope["headers"])
+                head = read_head(scope["headers"], believed=self._edge.settings.auth == "none")
                 await Relay(self._edge, scope, receive, send, head, path).run()
                 return
             own = [(b"x-request-id", read_head(scope["headers"]).request_id)]

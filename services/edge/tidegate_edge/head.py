@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from random import getrandbits
 
 from tidegate_edge.envelope import Failure
-from tidegate_edge.ticket import QueueView
+from tidegate_edge.ticket import Band, QueueView
 
 Headers = list[tuple[bytes, bytes]]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_TENANT = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _HOP_BY_HOP = frozenset(
     (
         b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection",
@@ -21,7 +22,8 @@ _HOP_BY_HOP = frozenset(
 _READ = frozenset(
     (
         b"host", b"content-length", b"expect", b"x-request-id", b"traceparent", b"x-tidegate-deadline-ms",
-        b"content-type", b"content-encoding", b"accept-encoding",
+        b"content-type", b"content-encoding", b"accept-encoding", b"x-tidegate-tenant",
+        b"x-tidegate-priority",
     )
 )  # fmt: skip
 _SPECIAL = _HOP_BY_HOP | _READ
@@ -47,6 +49,9 @@ class Head:
     accept_encoding: bytes = b""
     deadline: float = 0.0
     """The caller's own, in seconds from now; 0 = none."""
+    tenant: str = ""
+    """Who is asking; empty = nobody in particular."""
+    band: Band = Band.NORMAL
 
     def to_server(self, trace_parent: str, plain: bool) -> Headers:
         """The fields for one attempt. `plain`: the answer must not be compressed, because it goes into a
@@ -60,8 +65,12 @@ class Head:
         return fields
 
 
-def read_head(headers: Headers) -> Head:
-    """Reads a request's fields. Raises Failure (400)."""
+def read_head(headers: Headers, believed: bool = False) -> Head:
+    """Reads a request's fields. Raises Failure (400).
+
+    `believed`: callers may say who they are and how urgent it is; else these fields are ignored. They never
+    go to the model server.
+    """
     head = Head(b"", [])
     forward = head.forward
     named: tuple[bytes, ...] = ()
@@ -86,12 +95,30 @@ def read_head(headers: Headers) -> Head:
             if not value.isdigit() or not 0 < int(value[:12]) <= _LONGEST_DEADLINE:
                 raise Failure("invalid_header", "x-tidegate-deadline-ms must be 1 to 86400000.")
             head.deadline = int(value) / 1000
+        elif name == b"x-tidegate-tenant":
+            head.tenant = _tenant(value) if believed else ""
+        elif name == b"x-tidegate-priority":
+            head.band = _band(value) if believed else Band.NORMAL
         elif name == b"content-encoding" and value.lower() != b"identity":
             raise Failure("unsupported_encoding", "Compressed request bodies are not supported.")
     if named:
         head.forward = [field for field in forward if field[0] not in named]
     head.request_id = head.request_id or b"%032x" % getrandbits(128)  # a name, no secret
     return head
+
+
+def _tenant(value: bytes) -> str:
+    if not _TENANT.fullmatch(value):
+        words = "x-tidegate-tenant must be 1 to 64 letters, digits and the signs . _ and -."
+        raise Failure("invalid_header", words)
+    return value.decode()
+
+
+def _band(value: bytes) -> Band:
+    try:
+        return Band[value.decode("latin-1").upper()]
+    except KeyError:
+        raise Failure("invalid_header", "x-tidegate-priority must be high, normal or low.") from None
 
 
 def to_client(headers: Headers, own: Headers) -> Headers:

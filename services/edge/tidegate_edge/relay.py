@@ -173,6 +173,8 @@ class Relay:
         comments = body.stream and settings.keepalive_after > 0
         self._ticket = edge.session.acquire(
             model.name,
+            tenant=self._head.tenant,
+            band=self._head.band,
             deadline=self._head.deadline,
             catalog_generation=edge.catalog.generation,
             token_estimate=min(len(body.raw) // 4 + body.max_tokens, 2**32 - 1),

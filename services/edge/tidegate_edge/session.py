@@ -22,7 +22,7 @@ from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate.admission.v1 import admission_pb2_grpc
 from tidegate_chassis import rpc
 from tidegate_chassis.process import GapMeter, monotonic
-from tidegate_edge.ticket import Outcome, Phase, Progress, Ticket
+from tidegate_edge.ticket import Band, Outcome, Phase, Progress, Ticket
 
 log = structlog.get_logger("tidegate.edge.session")
 
@@ -100,6 +100,8 @@ class Session:
         self,
         model: str,
         *,
+        tenant: str = "",
+        band: Band = Band.NORMAL,
         deadline: float = 0.0,
         catalog_generation: tuple[int, int] = (0, 0),
         token_estimate: int = 0,
@@ -107,11 +109,14 @@ class Session:
         trace_parent: str = "",
         wants_progress: bool = False,
     ) -> Ticket:
-        """Queues a ticket; `deadline` is the caller's own, in seconds from now, 0 = none."""
+        """Queues a ticket of a tenant (empty = `default`); `deadline` is the caller's own, in seconds
+        from now, 0 = none."""
         operation = pb.Operation()  # filled in place: a message given to another one's constructor is copied
         offer = operation.acquire
         offer.n = self._next
         offer.model = model
+        offer.tenant = tenant
+        offer.band = band.value
         offer.deadline_ms = max(1, int(deadline * 1000)) if deadline else 0
         offer.catalog_generation.incarnation, offer.catalog_generation.n = catalog_generation
         offer.token_estimate = token_estimate

@@ -27,6 +27,14 @@ class Outcome(Enum):
     UNUSED = pb.OUTCOME_UNUSED
 
 
+class Band(Enum):
+    """How urgent a request is; the proto's enum."""
+
+    HIGH = pb.BAND_HIGH
+    NORMAL = pb.BAND_NORMAL
+    LOW = pb.BAND_LOW
+
+
 class Phase(Enum):
     """Where a ticket is. WAITING -> HELD (a grant) -> WAITING (a move); every phase -> ENDED (final)."""
 
