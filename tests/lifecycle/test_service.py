@@ -46,7 +46,7 @@ async def test_cold_start(make: Make) -> None:
         first = admission.reports[0]
         assert first.whole
         assert first.settled
-        assert not first.roster_known
+        assert (first.roster_known, list(first.roster)) == (True, []), "a first boot waits for nobody"
         assert admission.models["a"].state == pb.MODEL_STATE_STOPPED
         admission.say(a=1)
         await admission.until(lambda: admission.models["a"].start_deadline_ms > 0)
