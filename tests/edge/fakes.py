@@ -14,12 +14,12 @@ from typing import Any
 import grpc
 import yaml
 
+from tests.support.gateway import GUARD
 from tidegate.admission.v1 import admission_pb2 as ad
 from tidegate.admission.v1 import admission_pb2_grpc
 from tidegate.lifecycle.v1 import lifecycle_pb2 as lc
 from tidegate.lifecycle.v1 import lifecycle_pb2_grpc
 
-GUARD = Path(__file__).parents[1] / "support" / "guard"
 QUEUE = ad.QueueState(waiting=1, active=2, max_concurrent=3, max_queue=4)
 
 

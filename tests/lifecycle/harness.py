@@ -15,16 +15,12 @@ import yaml
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.support.gateway import GUARD
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 from tidegate.lifecycle.v1 import lifecycle_pb2_grpc
 from tidegate_chassis.rpc import channel
 
 SERVER = Path(__file__).with_name("model_server.py")
-# A call that blocks the loop is an error inside the service, which then ends with status 1.
-_RUN = (
-    "from blockbuster import BlockBuster; BlockBuster().activate(); import sys; "
-    "from tidegate_lifecycle.__main__ import main; sys.exit(main())"
-)
 
 
 def model(vram: str = "10GiB", *flags: str, **keys: Any) -> dict[str, Any]:
@@ -55,8 +51,9 @@ class Service:
     async def spawn(self, *flags: str) -> asyncio.subprocess.Process:
         """Starts the process, whatever comes of it."""
         with self.log.open("ab") as log:
-            command = [sys.executable, "-c", _RUN, "--config", str(self.config), *flags]
-            return await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+            command = [sys.executable, "-m", "tidegate_lifecycle", "--config", str(self.config), *flags]
+            environ = os.environ | {"PYTHONPATH": str(GUARD)}  # a call that blocks the loop is an error in it
+            return await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=environ)
 
     async def start(self) -> None:
         """Starts it and waits until its health is SERVING."""

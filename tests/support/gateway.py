@@ -118,6 +118,7 @@ class Gateway:
         left = wait_for(lambda: not self.processes() or None, f"nothing is left: {self.processes()}", 10)
         assert left
         assert "BlockingError" not in self.log(), self.log()
+        assert "sitecustomize" not in self.log(), "the guard against blocking calls was not active"
 
     def log(self) -> str:
         """All that was logged so far."""

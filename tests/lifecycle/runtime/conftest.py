@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from tests.support.guard.blocking import allow_grpc
 from tidegate_lifecycle.runtimes.base import StartSpec
 from tidegate_lifecycle.runtimes.process import ProcessRuntime
 
@@ -23,7 +24,7 @@ _COUNT = itertools.count(1)
 def blocking_is_an_error() -> Generator[BlockBuster]:
     """A call of the service that blocks the loop fails the test."""
     with blockbuster_ctx("tidegate_lifecycle") as guard:
-        yield guard
+        yield allow_grpc(guard)
 
 
 @pytest.fixture

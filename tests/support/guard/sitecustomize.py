@@ -6,8 +6,6 @@ _GUARDED = ("tidegate_edge", "tidegate_admission", "tidegate_lifecycle")
 
 if any(name in sys.orig_argv for name in _GUARDED):
     from blockbuster import BlockBuster
+    from blocking import allow_grpc  # type: ignore[import-not-found]  # this folder is on the path here
 
-    guard = BlockBuster()
-    # grpc.aio joins its poller thread when its last server or channel is collected, at the process' end.
-    guard.functions["lock.acquire"].can_block_in("threading.py", {"_wait_for_tstate_lock", "join"})
-    guard.activate()
+    allow_grpc(BlockBuster()).activate()
