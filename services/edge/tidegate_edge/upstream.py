@@ -57,8 +57,8 @@ class Upstream:
     async def open(self, method: str, url: str, headers: Headers, body: bytes) -> Reply:
         """Sends a request and waits for the head of its response; `url` is sent as it is.
 
-        A kept connection that turns out to have been closed meanwhile is replaced by a new one at once: the
-        server can't have seen the request. Raises ConnectFailed or Broken.
+        A kept connection that is closed before a byte of the answer came is replaced by a new one at once:
+        its keep-alive had most likely ended just then. Raises ConnectFailed or Broken.
         """
         scheme, _, rest = url.partition("://")
         authority, _, path = rest.partition("/")
