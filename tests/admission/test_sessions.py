@@ -194,7 +194,7 @@ class SessionMachine(RuleBasedStateMachine):
         now = self.desk.now
         self.restart()
         self.desk.now = max(now, self.desk.now)
-        self.desk.dispatcher.window.until = self.desk.now + TTL
+        self.desk.dispatcher.books.window.until = self.desk.now + TTL
         self.supply()
 
     @precondition(lambda self: hasattr(self, "there"))
