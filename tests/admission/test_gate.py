@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.admission.support import READY, instance, model
+from tests.support.depth import examples
 from tidegate_admission.fairness import TenantRule, Tenants
 from tidegate_admission.gate import Gate
 from tidegate_admission.limits import Limits
@@ -323,7 +324,7 @@ class GateMachine(RuleBasedStateMachine):
 
 TestGateMachine = GateMachine.TestCase
 TestGateMachine.settings = settings(
-    max_examples=250, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(250), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.admission.support import READY, TTL, Desk, Recorder, instance, model
+from tests.support.depth import examples
 from tidegate_admission.session import Held, Hello, Session, digest
 from tidegate_admission.supply import InstanceState
 from tidegate_admission.ticket import Outcome, Ticket
@@ -278,5 +279,5 @@ class SessionMachine(RuleBasedStateMachine):
 
 TestSessionMachine = SessionMachine.TestCase
 TestSessionMachine.settings = settings(
-    max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(300), stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
