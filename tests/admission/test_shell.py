@@ -69,7 +69,8 @@ def test_tenants_have_their_own_weight_and_top_priority(tmp_path: Path) -> None:
         ("tenants: {team: {weight: 0}}", "tenants.team.weight"),
         ("tenants: {team: {top_priority: urgent}}", "tenants.team.top_priority"),
         ("tenants: {'my team': {weight: 2}}", "tenants.my team"),
-        ("tenants: {default: {requests_per_minute: 60}}", "tenants.default.requests_per_minute"),
+        ("tenants: {default: {requests_per_minute: -1}}", "tenants.default.requests_per_minute"),
+        ("tenants: {team: {tokens_per_minute: 1.5}}", "tenants.team.tokens_per_minute"),
     ],
 )
 def test_bad_values_and_keys_without_function_are_refused(tmp_path: Path, text: str, path: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from tidegate_admission import estimate
 from tidegate_admission.limits import Limits
 from tidegate_admission.patience import QueueClock, loads_until
+from tidegate_admission.rates import Rates
 from tidegate_admission.slots import Slot
 from tidegate_admission.supply import MAY_SERVE, InstanceState, ModelSupply, present
 from tidegate_admission.tally import Tally
@@ -58,8 +59,10 @@ class Gate:
         silent: set[str],
         now: float,
         chance: Callable[[], float] = lambda: 0.5,
+        rates: Rates | None = None,
     ) -> None:
-        """`chance` gives numbers from 0 to 1: how long those that are refused are told to stay away."""
+        """`chance` gives numbers from 0 to 1: how long those that are refused are told to stay away.
+        `rates` are the book's; None = no tenant has any."""
         self.model = model
         self.tally = tally
         self.guarded = False
@@ -84,6 +87,7 @@ class Gate:
         self._clock = QueueClock(now)
         self._offered = tally.offered
         self._chance = chance
+        self._rates = rates
 
     # --- verbs -----------------------------------------------------------------------------------------
 
@@ -91,24 +95,25 @@ class Gate:
         """Takes a new ticket in; gives the refusal of it, or of the ticket that it displaced.
 
         1. Supply says that the model can't be had, and is as new as the catalogue the ticket was judged by.
-        2. The queue is full: the ticket is refused, or takes the place of another one, which is
-           (`Turns.displaced` says when).
-        3. It waits, and the next `decide` may grant it.
+        2. The queue is full, and nobody makes room for it (`Turns.displaced` says when somebody does).
+        3. Its tenant's rates are used up.
+        4. It takes the place of another ticket, which is refused instead.
+        5. It waits, and the next `decide` may grant it.
         """
         self.tally.offered += 1
         ticket.band = self._limits.tenants.band(ticket.tenant, ticket.band)
         if self.refusal is not None and ticket.catalog <= self._catalog:  # 1
             return self._refused(ticket, now)
-        refusal = None
-        if self.full():  # 2
-            displaced = self.turns.displaced(ticket, self.max_queue)
-            retry = self.retry_after(now)
-            count = f"{len(self.waiting)} waiting"
-            words = f"the queue of model '{self.model}' is full ({count}); try again in {retry:.0f} s"
-            refusal = self._refuse(displaced or ticket, Reason.QUEUE_FULL, words, retry, TicketEnd.REFUSED)
-            if displaced is None:
-                return refusal
-        self._take_in(ticket, now)  # 3
+        displaced = self.turns.displaced(ticket, self.max_queue) if self.full() else None
+        if self.full() and displaced is None:  # 2
+            return self._queue_full(ticket, now)
+        short = self._rates.reserve(ticket, now) if self._rates is not None else None
+        if short is not None:  # 3
+            retry = estimate.retry_after(short.wait, 0.5 + self._chance() / 2)  # never earlier than that
+            words = short.words(ticket.tenant)
+            return self._refuse(ticket, Reason.RATE_LIMITED, words, retry, TicketEnd.REFUSED)
+        refusal = self._queue_full(displaced, now) if displaced is not None else None  # 4
+        self._take_in(ticket, now)  # 5
         return refusal
 
     def restate_waiting(self, ticket: Ticket, now: float) -> None:
@@ -393,6 +398,12 @@ class Gate:
         ticket.become(Phase.ENDED)
         self.tally.refusals[reason] = self.tally.refusals.get(reason, 0) + 1
         return Refusal(ticket, reason, words, retry_after, self.view(), end)
+
+    def _queue_full(self, ticket: Ticket, now: float) -> Refusal:
+        retry = self.retry_after(now)
+        count = f"{len(self.waiting)} waiting"
+        words = f"the queue of model '{self.model}' is full ({count}); try again in {retry:.0f} s"
+        return self._refuse(ticket, Reason.QUEUE_FULL, words, retry, TicketEnd.REFUSED)
 
     def _refused(self, ticket: Ticket, now: float) -> Refusal:
         why = self.refusal

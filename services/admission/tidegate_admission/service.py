@@ -17,6 +17,7 @@ from tidegate_admission.dispatcher import Dispatcher
 from tidegate_admission.stream import Stream
 from tidegate_admission.ticket import Id, QueueView, Reason
 from tidegate_admission.unary import Unary, refused
+from tidegate_admission.wire import rate_state
 from tidegate_chassis.errors import Refused
 from tidegate_chassis.process import VERSION
 
@@ -139,6 +140,10 @@ class Service(pb_grpc.AdmissionServiceServicer):
             uptime_ms=_ms(now - dispatcher.started),
             models=[_model(view) for view in views.queues(dispatcher, now)],
             sessions=[_session(view) for view in views.sessions(dispatcher, now)],
+            tenants=[
+                pb.TenantRate(tenant=name, rates=rate_state(state))
+                for name, state in views.tenants(dispatcher, now)
+            ],
             supply_settled=dispatcher.linked and dispatcher.books.supply.settled,
             version=VERSION,
         )
@@ -167,6 +172,8 @@ def _timeless(queues: pb.Queues) -> pb.Queues:
         model.oldest_wait_ms = 0
     for session in copy.sessions:
         session.silent_ms = 0
+    for tenant in copy.tenants:
+        tenant.ClearField("rates")
     return copy
 
 

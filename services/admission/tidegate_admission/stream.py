@@ -83,6 +83,8 @@ class Stream:
         queue.active = active
         queue.max_concurrent = max_concurrent
         queue.max_queue = max_queue
+        if (state := self._rates(ticket)) is not None:
+            grant.rates.CopyFrom(state)
 
     def refuse(self, refusal: Refusal) -> None:
         """See `session.Outbox`."""
@@ -100,6 +102,8 @@ class Stream:
                 max_queue=queue.max_queue,
             )
         )
+        if (state := self._rates(refusal.ticket)) is not None:
+            answer.rates.CopyFrom(state)
 
     def lost(self, n: int, reason: Reason) -> None:
         """See `session.Outbox`."""
@@ -211,6 +215,11 @@ class Stream:
         else:
             raise wire.invalid("a message of this session can't come here")
         return False
+
+    def _rates(self, ticket: Ticket) -> pb.RateState | None:
+        rates = self._dispatcher.books.rates
+        state = rates.state(ticket.tenant, self._clock()) if rates is not None else None
+        return wire.rate_state(state) if state is not None else None
 
     def _add(self) -> pb.Answer:
         answers = self._answers

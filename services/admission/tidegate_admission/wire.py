@@ -11,8 +11,9 @@ from collections.abc import Iterable
 import grpc
 
 from tidegate.admission.v1 import admission_pb2 as pb
-from tidegate_admission.dispatcher import Dispatcher
+from tidegate_admission.dispatcher import UNKNOWN, Dispatcher
 from tidegate_admission.fairness import DEFAULT_TENANT
+from tidegate_admission.rates import Allowance, RateState, Used
 from tidegate_admission.session import Held, Hello, Session
 from tidegate_admission.ticket import Band, Outcome, Ticket
 from tidegate_chassis.errors import Refused
@@ -55,14 +56,15 @@ class HelloParts:
 
 def operations(dispatcher: Dispatcher, session: Session, message: pb.Operations, now: float) -> None:
     """Carries out a batch of verbs in its order, then lets the gates decide once."""
-    session_id = session.id
+    session_id, rated = session.id, dispatcher.books.rates is not None
     for operation in message.operations:
         verb = operation.WhichOneof("verb")
         if verb == "acquire":
             dispatcher.acquire(session, _ticket(session_id, operation.acquire, now), now)
         elif verb == "done":
             done = operation.done
-            dispatcher.done(session, done.n, done.outcome or Outcome.OK, now)
+            used = _used(done) if rated else UNKNOWN
+            dispatcher.done(session, done.n, done.outcome or Outcome.OK, now, used)
         elif verb == "move":
             move = operation.move
             dispatcher.move(session, move.n, move.not_instance_id, move.outcome, move.moves, now)
@@ -80,6 +82,21 @@ def held(items: Iterable[pb.HeldLease]) -> list[Held]:
 def tenant(name: str) -> str:
     """A tenant's name on tickets and leases."""
     return "" if name == DEFAULT_TENANT else name[:MAX_TENANT]
+
+
+def rate_state(state: RateState) -> pb.RateState:
+    """A tenant's rates as the wire has them."""
+    return pb.RateState(requests=_allowance(state.requests), tokens=_allowance(state.tokens))
+
+
+def _allowance(one: Allowance | None) -> pb.Allowance | None:
+    if one is None:
+        return None
+    return pb.Allowance(limit=one.limit, remaining=one.remaining, reset_ms=math.ceil(one.reset * 1000))
+
+
+def _used(done: pb.Done) -> Used:
+    return Used(done.prompt_tokens, done.completion_tokens, done.tokens_estimated, done.without_tokens)
 
 
 def _ticket(session_id: str, acquire: pb.Acquire, now: float) -> Ticket:
