@@ -35,8 +35,7 @@ class Used(NamedTuple):
     """It is known that there were none; else none told means that it isn't known how many."""
 
 
-@dataclass(frozen=True, slots=True)
-class Allowance:
+class Allowance(NamedTuple):
     """What is left of one rate."""
 
     limit: int
@@ -46,8 +45,7 @@ class Allowance:
     """Seconds until nothing of it is used any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class RateState:
+class RateState(NamedTuple):
     """A tenant's rates at one moment; None = it has no such rate."""
 
     requests: Allowance | None

@@ -51,6 +51,7 @@ class Stream:
         self.session: Session | None = None
         self._dispatcher, self._incarnation, self._clock, self._fatal = dispatcher, incarnation, clock, fatal
         self._max_outbox = max_outbox
+        self._rates = dispatcher.books.rates
         self._response = pb.SessionResponse(seq=1)
         self._answers = self._response.answers
         self._full: deque[pb.SessionResponse] = deque()
@@ -83,8 +84,8 @@ class Stream:
         queue.active = active
         queue.max_concurrent = max_concurrent
         queue.max_queue = max_queue
-        if (state := self._rates(ticket)) is not None:
-            grant.rates.CopyFrom(state)
+        if self._rates is not None and (state := self._rates.state(ticket.tenant, self._clock())):
+            wire.put_rates(grant.rates, state)
 
     def refuse(self, refusal: Refusal) -> None:
         """See `session.Outbox`."""
@@ -102,8 +103,8 @@ class Stream:
                 max_queue=queue.max_queue,
             )
         )
-        if (state := self._rates(refusal.ticket)) is not None:
-            answer.rates.CopyFrom(state)
+        if self._rates is not None and (state := self._rates.state(refusal.ticket.tenant, self._clock())):
+            wire.put_rates(answer.rates, state)
 
     def lost(self, n: int, reason: Reason) -> None:
         """See `session.Outbox`."""
@@ -215,11 +216,6 @@ class Stream:
         else:
             raise wire.invalid("a message of this session can't come here")
         return False
-
-    def _rates(self, ticket: Ticket) -> pb.RateState | None:
-        rates = self._dispatcher.books.rates
-        state = rates.state(ticket.tenant, self._clock()) if rates is not None else None
-        return wire.rate_state(state) if state is not None else None
 
     def _add(self) -> pb.Answer:
         answers = self._answers

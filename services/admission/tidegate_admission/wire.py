@@ -84,15 +84,18 @@ def tenant(name: str) -> str:
     return "" if name == DEFAULT_TENANT else name[:MAX_TENANT]
 
 
-def rate_state(state: RateState) -> pb.RateState:
-    """A tenant's rates as the wire has them."""
-    return pb.RateState(requests=_allowance(state.requests), tokens=_allowance(state.tokens))
+def put_rates(into: pb.RateState, state: RateState) -> None:
+    """Writes what is left of a tenant's rates."""
+    if state.requests is not None:
+        _put(into.requests, state.requests)
+    if state.tokens is not None:
+        _put(into.tokens, state.tokens)
 
 
-def _allowance(one: Allowance | None) -> pb.Allowance | None:
-    if one is None:
-        return None
-    return pb.Allowance(limit=one.limit, remaining=one.remaining, reset_ms=math.ceil(one.reset * 1000))
+def _put(into: pb.Allowance, one: Allowance) -> None:
+    into.limit = one.limit
+    into.remaining = one.remaining
+    into.reset_ms = math.ceil(one.reset * 1000)
 
 
 def _used(done: pb.Done) -> Used:
