@@ -55,7 +55,7 @@ def test_slots_stay_in_bounds_and_come_back_steadily(
         before = pressure.bound(now, ceiling)
         if kind == "refused":
             granted = now - float(value or 0.0)
-            counts = granted > halved
+            counts = granted >= halved
             assert pressure.halve(granted, now, ceiling) == counts
             assert pressure.bound(now, ceiling) == (max(1, before // 2) if counts else before)
             halved = now if counts else halved
@@ -105,14 +105,16 @@ class PressureMachine(RuleBasedStateMachine):
         self.decide()
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data(), outcome=st.sampled_from([Outcome.OK, Outcome.BACKPRESSURE]), batch=st.integers(1, 8))
+    @rule(
+        data=st.data(), outcome=st.sampled_from([Outcome.OK, Outcome.BACKPRESSURE]), batch=st.integers(1, 8)
+    )
     def end(self, data: st.DataObject, outcome: Outcome, batch: int) -> None:
         for _ in range(min(batch, len(self.held))):
             ticket = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
             slot = self.gate.slots[ticket.instance_id]
             before, halved = slot.effective(self.now, False), slot.pressure.halved_at
             self.gate.done(ticket, outcome, self.now)
-            halves = outcome is Outcome.BACKPRESSURE and ticket.granted > halved
+            halves = outcome is Outcome.BACKPRESSURE and ticket.granted >= halved
             assert slot.effective(self.now, False) == (max(1, before // 2) if halves else before)
         self.decide()
 

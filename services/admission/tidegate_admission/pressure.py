@@ -42,7 +42,7 @@ class Pressure:
         burst of refusals would otherwise leave one slot. The bound is never below 1, or nobody would ever
         learn that the server has recovered.
         """
-        if granted <= self.halved_at or not ceiling:
+        if granted < self.halved_at or not ceiling:
             return False
         self._bound = max(1, self.bound(now, ceiling) // 2)
         self._eased, self._since, self.halved_at = 0.0, now, now
