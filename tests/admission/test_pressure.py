@@ -184,7 +184,7 @@ def test_a_burst_of_refusals_halves_once() -> None:
 
 
 def test_slots_come_back_with_time_alone() -> None:
-    """One slot per step, granted by the clock's tick though nothing else happens; a gap of the loop counts."""
+    """One slot per step, granted by the tick though nothing else happens; a gap of the loop counts."""
     desk = Desk()
     desk.supply(model(instance(slots=4)))
     session, outbox = desk.open()
