@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.admission.support import Desk, instance, model
+from tests.support.depth import examples
 from tidegate_admission import views
 from tidegate_admission.gate import Gate
 from tidegate_admission.limits import Limits
@@ -149,7 +150,7 @@ class PressureMachine(RuleBasedStateMachine):
 
 TestPressureMachine = PressureMachine.TestCase
 TestPressureMachine.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(60), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
