@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection, HTTPResponse
@@ -10,7 +11,7 @@ from http.client import HTTPConnection, HTTPResponse
 import httpx
 import pytest
 
-from tests.support.gateway import Gateway, free_port, simulated, wait_for
+from tests.support.gateway import BIN, Gateway, free_port, simulated, wait_for
 from tidegate.admission.v1 import admission_pb2 as pb
 
 Make = Callable[..., Gateway]
@@ -123,6 +124,10 @@ def test_a_server_with_a_full_queue_of_its_own(gateway: Make, clients: Clients) 
     refused = [text_of(answer) for answer in answers if answer.status == 503]
     assert all("queue is full: 0 requests are waiting" in str(body) for body in refused)
     assert slots(one, "a").effective_slots == 4
+    command = [str(BIN / "tidegate"), "queues", "--config", str(one.config_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "0/4" in shown
+    assert "4 of 8 slots" in shown
     (instance,) = one.instances()
     requests = httpx.get(f"{instance['address']}/simulator/requests").json()["requests"]
     assert len([item for item in requests if item["method"] == "POST"]) == 8
