@@ -154,10 +154,10 @@ async def test_audio_is_sent_by_the_model_of_its_form(bench: Make) -> None:
 
 
 async def test_the_callers_deadline_goes_with_the_ticket(bench: Make) -> None:
-    """x-tidegate-deadline-ms is told to admission."""
+    """What is left of x-tidegate-deadline-ms is told to admission."""
     one = await bench(echo())
     await ask(one.edge.port, "POST", CHAT, {"model": "small"}, x_tidegate_deadline_ms="1500")
-    assert one.admission.acquired[0].deadline_ms == 1500
+    assert 1000 < one.admission.acquired[0].deadline_ms <= 1500
 
 
 async def test_tenant_and_priority_go_with_the_ticket_without_keys(bench: Make) -> None:
