@@ -38,7 +38,8 @@ class Due:
         if not self._at:
             return await waiting
         try:
-            return await asyncio.wait_for(waiting, max(0.0, self._at + _ADMISSIONS_TURN - self._now()))
+            async with asyncio.timeout(self._at + _ADMISSIONS_TURN - self._now()):
+                return await waiting
         except TimeoutError:
             raise _too_late() from None
 
