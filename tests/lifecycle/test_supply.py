@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.lifecycle.test_planner import GIB, NOW, draining, model, running, waits, world
@@ -54,7 +56,12 @@ def test_a_turn_is_told_by_its_bound_and_never_as_sooner() -> None:
 def bound(*instances: Instance, intents: tuple[Intent, ...] = ()) -> float | None:
     """The bound of the turn of `a`, for which `b` has to go."""
     models = (model("a", 20), model("b", 20), model("c", 2))
-    keys = {"intents": intents, "demand": {"a": waits()}, "load_times": LOADS, "policy": POLICY}
+    keys: dict[str, Any] = {
+        "intents": intents,
+        "demand": {"a": waits()},
+        "load_times": LOADS,
+        "policy": POLICY,
+    }
     return plan(world(*models, instances=instances, **keys), NOW).waits["a"].ready_in
 
 
