@@ -6,6 +6,8 @@ from collections import OrderedDict
 
 from tidegate_admission.ticket import Ticket
 
+MAX_AFFINITY = 128
+"""Characters of an affinity that count."""
 MAX_AFFINITIES = 10_000
 """Remembered at each gate."""
 

@@ -485,7 +485,9 @@ class Acquire(_message.Message):
     token_estimate: _builtins.int
     """Tokens the request may cost, prompt and completion; 0 = unknown, the tenant's mean is taken."""
     affinity: _builtins.str
-    """Requests with the same non-empty value go to the same instance where it has room."""
+    """Requests of a tenant with the same non-empty value go to the same instance where it has room; its first
+    128 characters count.
+    """
     trace_parent: _builtins.str
     """W3C traceparent of the request's span that waits; empty = not traced."""
     wants_progress: _builtins.bool
