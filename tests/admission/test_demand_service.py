@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import pytest
+from grpc import aio
 
 from tests.admission.real import Stage, supply
 from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate.lifecycle.v1 import lifecycle_pb2 as lpb
+from tidegate_chassis import rpc
 
 
 async def test_a_deadline_that_cannot_be_met_is_refused_and_its_interest_told(stage: Stage) -> None:
@@ -50,6 +53,22 @@ async def test_without_an_estimate_the_tickets_own_deadline_ends_it(stage: Stage
     assert refusal.retry_after_ms == 0
     assert 0.35 <= loop.time() - begun <= 1.4
     assert not any(model.interest_ms for one in stage.lifecycle.demands for model in one.models)
+
+
+async def test_a_unary_call_whose_deadline_cannot_be_met_is_told_so(stage: Stage) -> None:
+    """The call's own deadline is the caller's: DEADLINE_EXCEEDED at once, with the reason."""
+    await stage.start(lpb.ModelSupply(model="m", state=lpb.MODEL_STATE_STOPPED, ready_in_ms=60_000))
+    edge = stage.edge()
+    await edge.until(lambda queues: queues.supply_settled)
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    request = pb.AcquireRequest(holder_id="h", request_id="r", model="m")
+    with pytest.raises(aio.AioRpcError) as refused:
+        await edge.stub.Acquire(request, timeout=20)
+    assert loop.time() - begun < 10
+    assert refused.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert rpc.reason_of(refused.value) == "REASON_DEADLINE_UNREACHABLE"
+    await stage.lifecycle.until(lambda one: any(model.interest_ms for model in one.models))
 
 
 async def test_progress_is_told_by_flow(stage: Stage) -> None:

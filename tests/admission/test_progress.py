@@ -100,6 +100,10 @@ def test_what_is_told_grows_with_the_flows_and_not_with_the_tickets() -> None:
     order, sure = progress.forecast(many, 100.0)
     assert len(order) <= progress.DEPTH
     assert sure >= len(order) - 2
+    crowd = gate_of(*[("one", f"t{i}", Band.NORMAL, 3) for i in range(3000)])
+    assert len(progress.forecast(crowd, 100.0)[0]) <= 2 * progress.DEPTH
+    places = {flow.position for _, flow in progress.of_gate(crowd, 100.0)}
+    assert places == set(range(1, progress.DEPTH + 1)), "the nearest are told of, and nobody else"
 
 
 def test_a_flow_that_was_not_looked_at_to_its_end_does_not_make_others_look_near() -> None:

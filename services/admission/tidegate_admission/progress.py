@@ -7,6 +7,7 @@ how many places its next ones are apart. The session knows the order of its own 
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from tidegate_admission.gate import Gate
 from tidegate_admission.ticket import Band, Ticket
 
 DEPTH = 1000
-"""Tickets that are looked at, spread over the flows."""
-_LEAST = 4
+"""Tickets that are looked at, spread over the flows; and flows that are told of, nearest to their turns."""
+_LEAST = 2
 """Tickets of each flow that are looked at, however many flows there are."""
 
 _Turn = tuple[int, float, bool, float, int]
@@ -75,13 +76,15 @@ def forecast(gate: Gate, now: float) -> tuple[list[Ticket], int]:
     """
     accounts = gate.turns.accounts.active.values()
     flows = [flow for account in accounts for flow in account.flows.values() if flow.tickets]
+    if len(flows) > DEPTH:
+        flows = heapq.nsmallest(DEPTH, flows, key=lambda flow: (flow.band, flow.account.virtual))
     depth = max(_LEAST, DEPTH // max(1, len(flows)))
     fronts = {flow: list(itertools.islice(flow.tickets.values(), depth)) for flow in flows}
     levels = _levels(gate, fronts.values(), now)
     turns: list[tuple[_Turn, Ticket]] = []
     unseen: list[_Turn] = []
     for account in accounts:
-        own = [flow for flow in account.flows.values() if flow.tickets]
+        own = [flow for flow in account.flows.values() if flow in fronts]
         heads = sorted(
             ((levels[flow.band], not ticket.moves, ticket.arrived, ticket.order), ticket)
             for flow in own
