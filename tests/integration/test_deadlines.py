@@ -51,9 +51,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         "edge": {"keepalive_after": "1s"},
         "admission": {"queue_timeout": "1500ms"},
     }
-    one = Gateway(tmp_path_factory.mktemp("deadlines"), config).start()
-    yield one
-    one.close()
+    one = Gateway(tmp_path_factory.mktemp("deadlines"), config)
+    try:
+        yield one.start()
+    finally:
+        one.close()
 
 
 def test_a_deadline_shorter_than_the_load_is_refused_at_once_and_a_retry_finds_the_model(
