@@ -21,6 +21,8 @@ PATIENCE = 5.0
 """Seconds that a new request waits for admission."""
 ATTEMPTS = 3
 RETRY_DELAY = 0.2
+DRAIN = 5.0
+"""Seconds that relays have when the edge leaves."""
 
 
 @dataclass(eq=False)
@@ -64,6 +66,7 @@ class Edge(Process):
         self.relays: set[Relay] = set()
         self.leaving = False
         self._run: asyncio.Task[None] | None = None
+        self._relay_ended = asyncio.Event()
 
     async def main(self) -> None:
         """Session and catalogue."""
@@ -82,11 +85,18 @@ class Edge(Process):
             self.world.after(client.patience, functools.partial(self.post, relay.interrupt, "gone"))
 
     async def leave(self) -> None:
-        """A graceful end."""
+        """A graceful end, as `tidegate_edge.__main__._drain`: relays have a while, are ended, then the goodbye."""
         assert self.session is not None
-        self.leaving = True
+        self.world.after(DRAIN, functools.partial(self.post, self._end_relays))
+        while self.relays:
+            self._relay_ended.clear()
+            await self._relay_ended.wait()
         await self.session.close()
         self.world.at(self.world.now, self.kill)
+
+    def _end_relays(self) -> None:
+        for relay in sorted(self.relays, key=lambda relay: relay.number):
+            relay.interrupt("draining")
 
     def kill(self) -> None:
         """The kernel closes its connections: model servers and clients see that."""
@@ -139,6 +149,7 @@ class Relay:
             self.ticket.done(outcome)
         self._task = None
         self.edge.relays.discard(self)
+        self.edge._relay_ended.set()
         if words in ("gone", "forgotten"):
             self.client.left = True
         else:

@@ -177,7 +177,8 @@ class Invariants:
             slot = gate.slots.get(server.id) if gate is not None else None
             if slot is not None and slot.known:
                 room = self._rooms.get(server.id, 0)
-                self._rooms[server.id] = max(slot.slots, min(room, len(slot.leases)))
+                used = max(len(slot.leases), len(server.requests))  # of a higher limit than now, perhaps
+                self._rooms[server.id] = max(slot.slots, min(room, used))
             for relay in server.requests:
                 lease = (_session(relay), relay.ticket.n) if relay.ticket is not None else ("", 0)
                 if slot is not None and lease in slot.leases:
