@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -166,6 +167,25 @@ def test_busy_victim_waits_for_its_turn() -> None:
     assert decided.wake_at == NOW + 55
     decided = plan(world(*models, instances=(busy,), demand={"a": waits(NOW - 5)}, load_times=slow), NOW + 55)
     assert [type(action) for action in decided.actions] == [StartDrain]
+
+
+def test_no_drain_begins_that_only_a_wish_makes_useful() -> None:
+    """Room that another model merely waits to make is not counted on: the next plan would take the drain back."""
+    both = ("gpu0", "gpu1")
+    names = {"a": 20, "b": 18, "c": 9, "wide": 12}
+    models = [model(name, gib) for name, gib in names.items()]
+    demand = {"a": waits(NOW - 99), "b": waits(NOW - 90), "c": waits(NOW - 95)}
+    fresh = running("wide", 12, on=both, ready_at=NOW - 1, leases=1)
+    left, right = running("c", 9, leases=1), running("c", 9, on=("gpu1",), id="c-2", leases=1)
+    seen = world(*models, cards=(card(), card("gpu1")), instances=(fresh, left, right), demand=demand)
+    first = plan(seen, NOW)
+    for action in first.actions:
+        assert isinstance(action, StartDrain)
+        item = next(item for item in seen.instances if item.id == action.instance_id)
+        item.start_drain(Drain(action.cause, NOW, NOW + 300, action.beneficiary), action.reason)
+    again = plan(dataclasses.replace(seen, intents=first.intents), NOW)
+    assert not [action for action in again.actions if isinstance(action, Undrain)]
+    assert not first.actions, "the first in turn waits for the fresh one, and the second for the first"
 
 
 def test_fresh_model_is_no_victim() -> None:

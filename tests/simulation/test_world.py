@@ -46,7 +46,7 @@ def live(seed: int, seconds: float, every: float = 6.0) -> World:
         traffic.on = False
         faults.stop()
         world.run(QUIET)
-        world.settle()
+        world.drain(QUIET)
         return world
 
 

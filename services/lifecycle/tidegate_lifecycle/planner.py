@@ -238,8 +238,7 @@ class _Planner:
         intent = self.ledger.intents.get(model.name)
         if intent is None:
             return False
-        rooms = (self.ledger.room(card, model.name, intent.victims) for card in intent.devices)
-        if intent.victims and all(room >= need for room, need in zip(rooms, intent.needs, strict=True)):
+        if intent.victims and self.ledger.suffices(intent):
             return True
         del self.ledger.intents[model.name]
         return False
@@ -277,8 +276,10 @@ class _Planner:
             self._wait(model, WaitReason.ROOM)
             return
         gated = any(self.ledger.gated(card) for card in chosen.devices)
-        begin = self.world.settled and not gated and chosen.free_at <= self.now and bool(chosen.victims)
-        intent = chosen.intent(model.name, begun=begin)
+        intent = chosen.intent(model.name, begun=False)
+        due = self.world.settled and not gated and chosen.free_at <= self.now
+        begin = due and bool(chosen.victims) and self.ledger.suffices(intent)  # else it would be dropped again
+        intent = dataclasses.replace(intent, begun=begin)
         self.ledger.intents[model.name] = intent
         if begin:
             need = describe(model, self.ledger, self.now).split(";", 1)[0]
