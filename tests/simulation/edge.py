@@ -64,6 +64,8 @@ class Edge(Process):
         self.session: Session | None = None
         self.catalog: Catalog | None = None
         self.relays: set[Relay] = set()
+        self.clients: set[Client] = set()
+        """Whoever is connected."""
         self.leaving = False
         self._run: asyncio.Task[None] | None = None
         self._relay_ended = asyncio.Event()
@@ -75,8 +77,12 @@ class Edge(Process):
         self._run = self.spawn(self.session.run())
         await self.catalog.run()
 
-    def serve(self, client: Client) -> None:
+    def arrive(self, client: Client) -> None:
         """A request comes."""
+        self.clients.add(client)
+        self.post(self._serve, client)
+
+    def _serve(self, client: Client) -> None:
         assert self.session is not None
         relay = Relay(self, client)
         self.relays.add(relay)
@@ -100,10 +106,10 @@ class Edge(Process):
 
     def kill(self) -> None:
         """The kernel closes its connections: model servers and clients see that."""
-        relays = sorted(self.relays, key=lambda relay: relay.number)
-        for relay in relays:
+        for relay in self.relays:
             relay.close_upstream()
-            relay.client.answer("broken off", self.world.now)
+        for client in self.clients:
+            client.answer("broken off", self.world.now)
         super().kill()
         self.relays.clear()
         self.session = None
@@ -150,6 +156,7 @@ class Relay:
         self._task = None
         self.edge.relays.discard(self)
         self.edge._relay_ended.set()
+        self.edge.clients.discard(self.client)
         if words in ("gone", "forgotten"):
             self.client.left = True
         else:

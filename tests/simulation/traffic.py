@@ -75,5 +75,5 @@ class Traffic:
         )
         world.clients.append(client)
         edge = dice.choice(edges)
-        edge.post(edge.serve, client)
+        edge.arrive(client)
         return client
