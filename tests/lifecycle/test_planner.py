@@ -172,8 +172,7 @@ def test_busy_victim_waits_for_its_turn() -> None:
 def test_no_drain_begins_that_only_a_wish_makes_useful() -> None:
     """Room that another model merely waits to make is not counted on: the next plan would take the drain back."""
     both = ("gpu0", "gpu1")
-    names = {"a": 20, "b": 18, "c": 9, "wide": 12}
-    models = [model(name, gib) for name, gib in names.items()]
+    models = [model("a", 20), model("b", 18), model("c", 9, instances=2), model("wide", 12)]
     demand = {"a": waits(NOW - 99), "b": waits(NOW - 90), "c": waits(NOW - 95)}
     fresh = running("wide", 12, on=both, ready_at=NOW - 1, leases=1)
     left, right = running("c", 9, leases=1), running("c", 9, on=("gpu1",), id="c-2", leases=1)
@@ -218,6 +217,21 @@ def test_unsettled_only_adds() -> None:
     demand = {"b": waits(), "c": waits(0.0)}
     decided = plan(world(*models, instances=items, demand=demand, settled=False, seen=0), NOW)
     assert not any(isinstance(action, Stop | StartDrain) for action in decided.actions)
+
+
+def test_more_servers_than_instances() -> None:
+    """A restart may find more servers of a model than its `instances` (one of them was draining): the youngest
+    drains like any other that is in use; nothing is stopped at once."""
+    old, young = running("a", 4, leases=1), running("a", 4, id="a-2", ordered_at=5.0, leases=1)
+    seen = world(model("a", 4), instances=(young, old), demand={"a": waits()})
+    (action,) = plan(seen, NOW).actions
+    assert isinstance(action, StartDrain)
+    assert action.instance_id == "a-2"
+    assert not plan(dataclasses.replace(seen, settled=False), NOW).actions
+    draining(young, action.cause)
+    assert not plan(seen, NOW).actions, "it isn't taken back though the model is wanted"
+    young.leases = 0
+    assert plan(seen, NOW).actions == (Stop("a-2", cut=False),)
 
 
 def test_interest_evicts_idle_only() -> None:

@@ -116,7 +116,7 @@ class Invariants:
     def no_ticket_above_max_queue(self, gate: Gate) -> None:
         """Invariant 1: no ticket accepted when tickets ≥ `max_queue`; restated and moved ones aside."""
         waiting, taken_in = len(gate.waiting), gate.tally.restated_waiting + gate.tally.moved
-        queue = self._queues.setdefault(gate.model, _Queue(0, taken_in))
+        queue = self._queues.setdefault(gate.model, _Queue())
         bound = max(gate.max_queue, queue.waiting + max(0, taken_in - queue.taken_in))
         assert waiting <= bound, f"{waiting} wait for {gate.model}, of at most {gate.max_queue}"
         queue.waiting, queue.taken_in = waiting, taken_in
@@ -192,7 +192,11 @@ class Invariants:
 
     def relays_are_in_the_book(self, relay: Relay, since: float) -> None:
         """A relay without a lease ends, or gets it back: an edge that is heard doesn't go on with it."""
-        beats = (self._heard.get(_session(relay), 0.0) - since) / (self.world.setting.lease_ttl / 3)
+        heard, beat = self._heard.get(_session(relay), 0.0), self.world.setting.lease_ttl / 3
+        if self.world.now - heard > 1.5 * beat:
+            self._unbooked[relay] = self.world.now
+            return
+        beats = (heard - since) / beat
         assert beats <= BEATS, f"request {relay.number} of {relay.edge.name} runs on {relay.server} without a lease"
 
     def no_more_requests_than_slots(self, server: ModelServer) -> None:

@@ -45,6 +45,7 @@ class DrainCause(enum.Enum):
     IDLE = "idle"
     EVICTION = "eviction"
     UNLOAD = "unload"
+    SURPLUS = "surplus"
     SHUTDOWN = "shutdown"
 
 
