@@ -170,7 +170,7 @@ def test_busy_victim_waits_for_its_turn() -> None:
 
 
 def test_no_drain_begins_that_only_a_wish_makes_useful() -> None:
-    """Room that another model merely waits to make is not counted on: the next plan would take the drain back."""
+    """Room that another one merely waits to make isn't counted on: the next plan would undo the drain."""
     both = ("gpu0", "gpu1")
     models = [model("a", 20), model("b", 18), model("c", 9, instances=2), model("wide", 12)]
     demand = {"a": waits(NOW - 99), "b": waits(NOW - 90), "c": waits(NOW - 95)}
@@ -220,8 +220,8 @@ def test_unsettled_only_adds() -> None:
 
 
 def test_more_servers_than_instances() -> None:
-    """A restart may find more servers of a model than its `instances` (one of them was draining): the youngest
-    drains like any other that is in use; nothing is stopped at once."""
+    """A restart may find more servers of a model than its `instances` (one of them was draining): the
+    youngest drains like any other that is in use; nothing is stopped at once."""
     old, young = running("a", 4, leases=1), running("a", 4, id="a-2", ordered_at=5.0, leases=1)
     seen = world(model("a", 4), instances=(young, old), demand={"a": waits()})
     (action,) = plan(seen, NOW).actions

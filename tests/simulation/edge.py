@@ -33,13 +33,13 @@ class Client:
     model: str
     tenant: str
     band: Band
-    deadline: float
+    deadline: float = 0.0
     """Its own, in seconds; 0 = none."""
-    length: float
+    length: float = 1.0
     """Seconds that the model server takes for it."""
-    backpressure: bool
+    backpressure: bool = False
     """The model server will answer 429."""
-    vanishes: bool
+    vanishes: bool = False
     """Its relay will be forgotten by the edge without a word: a bug that the protocol must survive."""
     patience: float = 0.0
     """Seconds after which it leaves; 0 = never."""
@@ -91,7 +91,7 @@ class Edge(Process):
             self.world.after(client.patience, functools.partial(self.post, relay.interrupt, "gone"))
 
     async def leave(self) -> None:
-        """A graceful end, as `tidegate_edge.__main__._drain`: relays have a while, are ended, then the goodbye."""
+        """A graceful end, as in `tidegate_edge.__main__`: relays have a while, are ended, then the goodbye."""
         assert self.session is not None
         self.world.after(DRAIN, functools.partial(self.post, self._end_relays))
         while self.relays:
@@ -99,6 +99,7 @@ class Edge(Process):
             await self._relay_ended.wait()
         await self.session.close()
         self.world.at(self.world.now, self.kill)
+        self.world.after(1.0, functools.partial(self.world.start, self.name))
 
     def _end_relays(self) -> None:
         for relay in sorted(self.relays, key=lambda relay: relay.number):

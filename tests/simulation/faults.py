@@ -91,7 +91,7 @@ class Faults:
         return self.world.random.choice(sorted(self.world.edges))
 
 
-# --- the faults ----------------------------------------------------------------------------------------------
+# --- the faults --------------------------------------------------------------------------------------
 
 
 def edge_killed(faults: Faults) -> None:
@@ -110,7 +110,6 @@ def edge_leaves(faults: Faults) -> None:
         world.note("fault", f"{edge.name} leaves")
         edge.leaving = True
         edge.post(lambda: edge.spawn(edge.leave()))
-        world.after(8.0, functools.partial(world.start, edge.name))
 
 
 def admission_killed(faults: Faults) -> None:
@@ -211,7 +210,10 @@ def operator_orders(faults: Faults) -> None:
     lifecycle, dice = faults.world.lifecycle, faults.world.random
     if lifecycle is None or lifecycle.reconciler is None:
         return
-    verb, name = dice.choice(["load", "unload", "pin", "unpin", "unpin"]), dice.choice(sorted(faults.world.models))
+    verb, name = (
+        dice.choice(["load", "unload", "pin", "unpin", "unpin"]),
+        dice.choice(sorted(faults.world.models)),
+    )
     faults.world.note("fault", f"operator: {verb} {name}")
     post = lifecycle.reconciler.post
 
@@ -225,6 +227,6 @@ def operator_orders(faults: Faults) -> None:
 
 ALL: tuple[Fault, ...] = (
     edge_killed, edge_frozen, edge_leaves, admission_killed, admission_frozen, lifecycle_killed,
-    lifecycle_frozen, both_killed, session_cut, session_cut, long_cut, coordinate_cut, slow_link, server_crashes,
-    server_hangs, loads_fail, limits_change, lease_revoked, operator_orders,
+    lifecycle_frozen, both_killed, session_cut, session_cut, long_cut, coordinate_cut, slow_link,
+    server_crashes, server_hangs, loads_fail, limits_change, lease_revoked, operator_orders,
 )  # fmt: skip

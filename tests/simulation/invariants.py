@@ -1,7 +1,7 @@
 """The rules of the protocol, looked at after every step: each method is one of them and is named after it.
 
-Three things are compared: admission's books, lifecycle's fleet, and the truth, which is the requests that model
-servers are serving. Whatever is wrong raises AssertionError.
+Three things are compared: admission's books, lifecycle's fleet, and the truth, which is the requests that
+model servers are serving. Whatever is wrong raises AssertionError.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class Invariants:
         """By instance: how many requests may be on it."""
         self._unbooked: dict[Relay, float] = {}
         """Relays that are in no book, and when that was first seen."""
+        self._idle: dict[Id, float] = {}
+        """Leases that their edge doesn't hold, and since when."""
         self._booked: dict[Relay, float] = {}
         """Relays that are in the book, and since when."""
         self._cut_off: set[Relay] = set()
@@ -87,6 +89,7 @@ class Invariants:
             self.tickets_end_in_time(process, gate, now)
             self.nobody_waits_beside_a_free_slot(gate, now)
         self._match(book)
+        self.leases_have_relays(book)
 
     def _look_at_lifecycle(self, process: Lifecycle) -> None:
         if process is not self._fleet:
@@ -130,8 +133,13 @@ class Invariants:
             if now - session.heard <= bound:
                 continue
             # What it said before its first heartbeat after a freeze counts, too.
-            held = [*session.leases.values(), *(one for one in session.tickets.values() if one.queued < now - LATE)]
-            assert not held, f"session {session.id} was silent for {now - session.heard:.2f} s, and has {held}"
+            held = [
+                *session.leases.values(),
+                *(one for one in session.tickets.values() if one.queued < now - LATE),
+            ]
+            assert not held, (
+                f"session {session.id} was silent for {now - session.heard:.2f} s, and has {held}"
+            )
 
     def tickets_end_in_time(self, process: Admission, gate: Gate, now: float) -> None:
         """Invariant 5: every ticket ends by its deadline + 1 s, of admission's own time."""
@@ -139,7 +147,9 @@ class Invariants:
             return
         patience = gate._clock.read(now) - LATE
         for ticket in gate.waiting.values():
-            assert ticket.deadline >= now - LATE, f"{ticket} outlived its deadline by {now - ticket.deadline:.2f} s"
+            assert ticket.deadline >= now - LATE, (
+                f"{ticket} outlived its deadline by {now - ticket.deadline:.2f} s"
+            )
             assert ticket.patience >= patience, f"{ticket} outlived its queue timeout"
 
     def nobody_waits_beside_a_free_slot(self, gate: Gate, now: float) -> None:
@@ -148,7 +158,9 @@ class Invariants:
             self._beside.pop(gate.model, None)
             return
         since = self._beside.setdefault(gate.model, now)
-        assert now - since <= LATE, f"tickets wait for {gate.model} beside a free slot: {list(gate.slots.values())}"
+        assert now - since <= LATE, (
+            f"tickets wait for {gate.model} beside a free slot: {list(gate.slots.values())}"
+        )
 
     def _grantable(self, gate: Gate, now: float) -> bool:
         if not gate.waiting or gate.refusal is not None or gate._room(frozenset(), now) is None:
@@ -190,6 +202,23 @@ class Invariants:
                     self._booked.pop(relay, None)
                     self.relays_are_in_the_book(relay, self._unbooked.setdefault(relay, self.world.now))
 
+    def leases_have_relays(self, book: Dispatcher) -> None:
+        """A lease that its edge doesn't hold any more is taken back by what the edge's heartbeats state."""
+        edges = {edge.session.session_id: edge for edge in self.world.living_edges() if edge.session}
+        idle: dict[Id, float] = {}
+        for session in book.sessions.values():
+            edge = edges.get(session.id)
+            stale = self.world.now - self._heard[session.id] > self.world.setting.lease_ttl / 2
+            if edge is None or edge.session is None or stale or not session.leases:
+                continue
+            held = edge.session.held
+            for n in session.leases:
+                if n not in held:
+                    since = idle[session.id, n] = self._idle.get((session.id, n), self.world.now)
+                    late = self._heard[session.id] - since > BEATS * self.world.setting.lease_ttl / 3
+                    assert not late, f"lease {n} of {edge.name} is held by nobody since {since:.2f} s"
+        self._idle = idle
+
     def relays_are_in_the_book(self, relay: Relay, since: float) -> None:
         """A relay without a lease ends, or gets it back: an edge that is heard doesn't go on with it."""
         heard, beat = self._heard.get(_session(relay), 0.0), self.world.setting.lease_ttl / 3
@@ -197,18 +226,20 @@ class Invariants:
             self._unbooked[relay] = self.world.now
             return
         beats = (heard - since) / beat
-        assert beats <= BEATS, f"request {relay.number} of {relay.edge.name} runs on {relay.server} without a lease"
+        assert beats <= BEATS, (
+            f"request {relay.number} of {relay.edge.name} runs on {relay.server} without a lease"
+        )
 
     def no_more_requests_than_slots(self, server: ModelServer) -> None:
-        """The one bound: an instance is over its slots by at most the leases of edges that are cut off, and a slot
-        is never handed out twice to edges that are heard, whoever restarts."""
+        """The one bound: an instance is over its slots by at most the leases of edges that are cut off, and
+        a slot is never handed out twice to edges that are heard, whoever restarts."""
         room = self._rooms.get(server.id)
         if room is None or len(server.requests) <= room:
             return
         counted = [relay for relay in server.requests if not self._excused(relay)]
         assert len(counted) <= room, (
-            f"{server.id} has {len(counted)} requests (and {len(server.requests) - len(counted)} of edges that were"
-            f" cut off) in {room} slots: {sorted((one.edge.name, one.number) for one in counted)}"
+            f"{server.id} has {len(counted)} requests (and {len(server.requests) - len(counted)} of edges that"
+            f" were cut off) in {room} slots: {sorted((one.edge.name, one.number) for one in counted)}"
         )
 
     def _excused(self, relay: Relay) -> bool:
@@ -257,7 +288,9 @@ class Invariants:
         excess = Ledger(fleet.cards(), fleet.instances.values()).violation()
         assert not excess, f"reservations exceed the budgets: {excess}"
         for card in fleet.cards():
-            used = sum(one.spec.reserved_mib for one in self.world.servers() if card.id in one.spec.device_ids)
+            used = sum(
+                one.spec.reserved_mib for one in self.world.servers() if card.id in one.spec.device_ids
+            )
             assert used <= card.budget_mib, f"{used} MiB run on {card.id}, which has {card.budget_mib}"
 
     def what_runs_is_tracked(self, process: Lifecycle) -> None:
@@ -278,12 +311,12 @@ class Invariants:
     def nothing_is_left(self) -> None:
         """Once faults and arrivals have stopped, everything drains, and every client was answered once."""
         admission = self.world.admission
-        assert admission is not None
+        assert admission is not None, "admission isn't there"
         for session in admission.dispatcher.sessions.values():
             assert not session.tickets, f"session {session.id} still waits: {session.tickets}"
             assert not session.leases, f"session {session.id} still holds: {session.leases}"
         for name in sorted(self.world.edges):
-            edge = self.world.network.processes[name]
+            edge = self.world.network.processes.get(name)
             assert isinstance(edge, Edge)
             assert edge.session is not None
             assert not edge.relays, f"{name} still relays {sorted(one.number for one in edge.relays)}"

@@ -1,6 +1,6 @@
 """The machine on which lifecycle starts model servers, and its disk: both outlive the processes.
 
-`FakeRuntime`, `FakeProbe` and `FakeStore` stand for lifecycle's process runtime, its HTTP probe and its SQLite file.
+`FakeRuntime`, `FakeProbe` and `FakeStore` stand for lifecycle's process runtime, HTTP probe and SQLite file.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class Disk:
 
 
 class FakeStore:
-    """`store.Store` on the simulated disk. A write takes time, and what a killed process wrote last is lost."""
+    """`store.Store` on the simulated disk. A write takes time; what a killed process wrote last is lost."""
 
     def __init__(self, process: Process, disk: Disk) -> None:
         self._process, self._disk = process, disk

@@ -109,13 +109,21 @@ class Channel:
     async def __aexit__(self, *_: object) -> None:
         return None
 
-    def stream_stream(self, method: str, request_serializer: Any, response_deserializer: Any, **_: object) -> Callable[..., Call]:
+    def stream_stream(
+        self, method: str, request_serializer: Any, response_deserializer: Any, **_: object
+    ) -> Callable[..., Call]:
         return lambda wait_for_ready=True: self._open(method, request_serializer, response_deserializer)
 
-    def unary_stream(self, method: str, request_serializer: Any, response_deserializer: Any, **_: object) -> Callable[..., Call]:
-        return lambda request, wait_for_ready=True: self._open(method, request_serializer, response_deserializer, request)
+    def unary_stream(
+        self, method: str, request_serializer: Any, response_deserializer: Any, **_: object
+    ) -> Callable[..., Call]:
+        return lambda request, wait_for_ready=True: self._open(
+            method, request_serializer, response_deserializer, request
+        )
 
-    def unary_unary(self, method: str, request_serializer: Any, response_deserializer: Any, **_: object) -> None:
+    def unary_unary(
+        self, method: str, request_serializer: Any, response_deserializer: Any, **_: object
+    ) -> None:
         """The simulated services make none of these calls."""
 
     stream_unary = unary_unary

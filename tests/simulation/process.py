@@ -1,5 +1,5 @@
-"""A process of the simulated world: an event loop of its own on the world's clock, which can be killed, frozen
-and thawed. What runs on it is the services' real code; it can't tell the difference.
+"""A process of the simulated world: an event loop of its own on the world's clock, which can be killed,
+frozen and thawed. What runs on it is the services' real code; it can't tell the difference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
-    """As much of an event loop as the services use. Its time is the world's, from a zero of its own."""
+    """As much of an event loop as the services use: what else it should have raises NotImplementedError.
+    Its time is the world's, from a zero of its own."""
 
     def __init__(self, process: Process, zero: float) -> None:
         self.process, self._zero = process, zero
@@ -25,21 +26,21 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self.process.world.now + self._zero
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]  # typed loosely
         self, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
-    def call_at(
+    def call_at(  # type: ignore[override]  # typed loosely
         self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         self.process.world.at(when - self._zero, functools.partial(self._due, handle))
         return handle
 
-    def call_later(
+    def call_later(  # type: ignore[override]  # typed loosely
         self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
@@ -98,7 +99,8 @@ class Process:
         self.failure: BaseException | None = None
         self.methods: dict[str, Any] = {}
         """What it serves: gRPC handlers by their full names."""
-        self.loop = VirtualLoop(self, world.random.uniform(1e3, 1e6))
+        zero = world.random.uniform(1e3, 1e6)
+        self.loop = VirtualLoop(self, zero)  # type: ignore[abstract]  # see the class
         self._backlog: list[Callable[[], object]] = []
 
     def start(self) -> None:

@@ -4,6 +4,7 @@ that are simulated. Everything between is the services' own code."""
 from __future__ import annotations
 
 import asyncio
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +38,7 @@ class Admission(Process):
         super().__init__(world, "admission")
         self.incarnation = world.random.getrandbits(62) | 1
         setting = world.setting
-        self.dispatcher = Dispatcher(
-            setting.limits, setting.lease_ttl, self.loop.time(), world.random.random
-        )
+        self.dispatcher = Dispatcher(setting.limits, setting.lease_ttl, self.loop.time(), world.random.random)
 
     def fatal(self, error: Exception) -> None:
         """An exception came out of the core."""
@@ -49,7 +48,7 @@ class Admission(Process):
         """As `tidegate_admission.__main__.serve`."""
         clock = self.loop.time
         service = Service(self.dispatcher, self.incarnation, clock, self.fatal)
-        admission_pb2_grpc.add_AdmissionServiceServicer_to_server(service, Server(self))  # type: ignore[no-untyped-call]
+        admission_pb2_grpc.add_AdmissionServiceServicer_to_server(service, Server(self))  # type: ignore[arg-type]
         link = LifecycleLink("lifecycle", self.incarnation, self.dispatcher, clock)
         timer = asyncio.create_task(Timer(self.dispatcher, Gaps(), clock).run())
         timer.add_done_callback(self._ended)
@@ -58,6 +57,7 @@ class Admission(Process):
         except SupersededError:
             self.world.note("admission", "is superseded, and ends")
             self.world.at(self.world.now, self.kill)
+            self.world.after(1.0, functools.partial(self.world.start, self.name))
 
 
 class Lifecycle(Process):
@@ -85,7 +85,7 @@ class Lifecycle(Process):
         fleet = Fleet(catalog, setting.policy, Path(), boot, link, store, devices, dict(disk.loads))  # type: ignore[arg-type]
         self.reconciler = Reconciler(fleet)
         servicer = LifecycleServicer(self.reconciler, runtime)  # type: ignore[abstract, arg-type]
-        lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server(servicer, Server(self))  # type: ignore[no-untyped-call]
+        lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server(servicer, Server(self))  # type: ignore[arg-type]
         await asyncio.sleep(self.world.random.uniform(0.01, 0.5))
         found = await judge(await runtime.list(), catalog, devices, probe)  # type: ignore[arg-type]
         await self.reconciler.run(Tools(runtime, probe, self.reconciler.post), found)  # type: ignore[arg-type]

@@ -1,16 +1,16 @@
 """The simulated world: a virtual clock, a machine, a network, and the three services on it.
 
 How it works, in ten lines:
-1. `World` owns the clock and one heap of events. It takes the earliest, moves the clock there, and lets it happen.
-2. A `Process` (process.py) is an event loop on that clock. Admission, lifecycle and the edges (services.py, edge.py)
-   run the services' real code on theirs: dispatcher, streams, links, timers, sessions, tickets, reconciler, keepers.
-3. `Network` (network.py) carries their gRPC calls: real messages in their bytes, in queues with delays that can be cut.
-4. `Machine` (machine.py) has the model servers, which outlive lifecycle, and knows in truth which requests they serve.
-5. `Traffic` (traffic.py) sends clients; `Faults` (faults.py) kills, freezes, cuts, revokes, and undoes it later.
-6. A step is one event that reaches a process, with everything that its loop then does. After every step
-   `Invariants` (invariants.py) looks at the books, at the truth, and at both together; what is wrong raises.
-7. All chance is the world's `random`, so a seed is a run. A failure prints the seed and the last events; `--seed N`
-   runs that one alone. At the end faults stop, and everything must drain until nothing is left.
+1. `World` owns the clock and one heap of events: it takes the earliest and lets it happen.
+2. A `Process` (process.py) is an event loop on that clock. Admission, lifecycle and edges (services.py,
+   edge.py) run their real code on it: dispatcher, streams, links, timers, sessions, reconciler, keepers.
+3. `Network` (network.py) carries their gRPC calls, as bytes, in queues with delays; links can be cut.
+4. `Machine` (machine.py) has the model servers, which outlive lifecycle, and knows what they serve in truth.
+5. `Traffic` (traffic.py) sends clients; `Faults` (faults.py) kills, freezes, cuts, revokes, and undoes it.
+6. A step is one event that reaches a process, with all that its loop then does. After every step
+   `Invariants` (invariants.py) looks at the books, at the truth, and at both; what is wrong raises.
+7. All chance is the world's `random`, so a seed is a run. A failure prints the seed and the last events;
+   `--seed N` runs that one alone. At the end faults stop, and everything must drain until nothing is left.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ def _card(name: str, mib: int) -> Device:
     return Device(name, "default", mib, mib, None, "", name, None)
 
 
+_POLICY = Policy(min_residency=8.0, max_swap_wait=12.0, drain_timeout=20.0)
+
+
 @dataclass(frozen=True)
 class Setting:
     """What is configured."""
@@ -60,7 +63,7 @@ class Setting:
     devices: tuple[Device, ...] = (_card("gpu0", 24), _card("gpu1", 24))
     edges: int = 3
     limits: Limits = field(default_factory=Limits)
-    policy: Policy = Policy(min_residency=8.0, max_swap_wait=12.0, drain_timeout=20.0)
+    policy: Policy = _POLICY
     lease_ttl: float = 10.0
     control_grace: float = 60.0
 
@@ -182,6 +185,10 @@ class World:
     def note(self, who: str, what: str) -> None:
         """Keeps an event for the story of a failure."""
         self._trace.append((self.now, who, what))
+
+    def tale(self) -> list[tuple[float, str, str]]:
+        """The events that were kept, without what tells one process of the test from another."""
+        return [event for event in self._trace if "session.open" not in event[2]]
 
     def story(self, error: Exception) -> str:
         """The failure, the seed, and what happened before."""
