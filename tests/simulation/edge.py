@@ -91,7 +91,7 @@ class Edge(Process):
             self.world.after(client.patience, functools.partial(self.post, relay.interrupt, "gone"))
 
     async def leave(self) -> None:
-        """A graceful end, as in `tidegate_edge.__main__`: relays have a while, are ended, then the goodbye."""
+        """A graceful end, as in `tidegate_edge.__main__`: relays have a while, then the goodbye."""
         assert self.session is not None
         self.world.after(DRAIN, functools.partial(self.post, self._end_relays))
         while self.relays:

@@ -238,8 +238,8 @@ class Invariants:
             return
         counted = [relay for relay in server.requests if not self._excused(relay)]
         assert len(counted) <= room, (
-            f"{server.id} has {len(counted)} requests (and {len(server.requests) - len(counted)} of edges that"
-            f" were cut off) in {room} slots: {sorted((one.edge.name, one.number) for one in counted)}"
+            f"{server.id} has {len(counted)} requests (beside {len(server.requests) - len(counted)} of edges"
+            f" cut off) in {room} slots: {sorted((one.edge.name, one.number) for one in counted)}"
         )
 
     def _excused(self, relay: Relay) -> bool:

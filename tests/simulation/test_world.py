@@ -75,7 +75,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_the_rules_hold_whatever_breaks(seed: int) -> None:
-    """With every fault there is, at any time: the rules hold after every step, and in the end all is drained."""
+    """With every fault there is: the rules hold after every step, and in the end all has ended."""
     world = live(seed, 900.0)
     assert sum(client.granted > 0 for client in world.clients) > 300, "it must have been worth looking"
 
