@@ -46,7 +46,7 @@ def plan(world: World, now: float) -> Plan:
     3. Models without a server, in turn: begun intents, `always_on`, the oldest ticket, orders, interest.
        Each is started, or gets room made, or waits with a reason (`_place`).
     4. One more instance for tickets that wait beside busy ones, in free memory only.
-    5. Idle and unloaded ones begin to drain.
+    5. Idle and unloaded ones begin to drain, and the youngest of a model that has more than its `instances`.
     6. Victims whose beneficiary found room elsewhere in this very plan return.
     While admission is away or unsettled, the stops of 2, the evictions of 3, and 5 are left out.
     """
@@ -84,6 +84,8 @@ class _Planner:
             self._scale_out(model)
         for item in self.world.instances if self.world.settled else ():  # 5
             self._end_idle(item)
+        for model in self.world.catalog.values() if self.world.settled else ():  # 5
+            self._end_surplus(model)
         for model in self.world.catalog.values():
             if not model.external and not groups(model, self.ledger.cards.values()):
                 self._wait(model, WaitReason.NEVER_FITS)  # said before anybody asks: refused at once
@@ -240,8 +242,7 @@ class _Planner:
         intent = self.ledger.intents.get(model.name)
         if intent is None:
             return False
-        rooms = (self.ledger.room(card, model.name, intent.victims) for card in intent.devices)
-        if intent.victims and all(room >= need for room, need in zip(rooms, intent.needs, strict=True)):
+        if intent.victims and self.ledger.suffices(intent):
             return True
         del self.ledger.intents[model.name]
         return False
@@ -279,8 +280,12 @@ class _Planner:
             self._wait(model, WaitReason.ROOM)
             return
         gated = any(self.ledger.gated(card) for card in chosen.devices)
-        begin = self.world.settled and not gated and chosen.free_at <= self.now and bool(chosen.victims)
-        intent = chosen.intent(model.name, begun=begin)
+        intent = chosen.intent(model.name, begun=False)
+        due = self.world.settled and not gated and chosen.free_at <= self.now
+        begin = (
+            due and bool(chosen.victims) and self.ledger.suffices(intent)
+        )  # else it would be dropped again
+        intent = dataclasses.replace(intent, begun=begin)
         self.ledger.intents[model.name] = intent
         if begin:
             need = describe(model, self.ledger, self.now).split(";", 1)[0]
@@ -387,6 +392,15 @@ class _Planner:
             reason = f"idle for {self.now - item.last_used:.0f} s"
             self.actions.append(StartDrain(item.id, DrainCause.IDLE, reason))
         self.wake(due)
+
+    def _end_surplus(self, model: Model) -> None:
+        """A restart may have found more than `instances`: one was draining when another one was started."""
+        serving = [] if model.external else self.serving(model.name)
+        told = {action.instance_id for action in self.actions if isinstance(action, StartDrain)}
+        for item in sorted(serving, key=lambda item: item.ordered_at)[model.instances :]:
+            if item.state is InstanceState.READY and item.id not in told:
+                reason = f"there are more than its `instances` ({model.instances})"
+                self.actions.append(StartDrain(item.id, DrainCause.SURPLUS, reason))
 
 
 def _longest(bounds: Sequence[float | None]) -> float | None:
