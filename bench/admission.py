@@ -1,4 +1,4 @@
-"""One admission process alone, between a lifecycle of the bench's own and sessions that this process speaks."""
+"""One admission process alone: lifecycle and the edges are in this process."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from tidegate_chassis import rpc
 
 Supply = dict[str, tuple[int, int]]
 """Slots and queue of each model."""
+CATALOG = (2**40, 300)
+"""The catalogue that tickets are judged by."""
 PART = 1000
 """Operations or stated ids in one message, as the edge has it."""
 
@@ -37,7 +39,11 @@ class _Lifecycle(lpb_grpc.LifecycleServiceServicer):
             )
             models.append(lpb.ModelSupply(model=name, max_concurrent=slots, max_queue=queue, instances=[one]))
         report = lpb.SupplyReport(
-            generation=lpb.Generation(incarnation=1, n=1), whole=True, settled=True, models=models
+            generation=lpb.Generation(incarnation=1, n=1),
+            whole=True,
+            settled=True,
+            models=models,
+            catalog_generation=lpb.Generation(incarnation=CATALOG[0], n=CATALOG[1]),
         )
         yield lpb.CoordinateResponse(supply=report)
         async for _ in request_iterator:
@@ -125,7 +131,7 @@ def fill(acquire: pb.Acquire, n: int, model: str, tenant: str) -> None:
     acquire.n, acquire.model, acquire.tenant = n, model, tenant
     acquire.band = pb.BAND_NORMAL
     acquire.token_estimate = 1000
-    acquire.catalog_generation.SetInParent()
+    acquire.catalog_generation.incarnation, acquire.catalog_generation.n = CATALOG
     acquire.deadline_ms = 3_600_000
     acquire.wants_progress = n % 2 == 0
 

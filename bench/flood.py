@@ -32,7 +32,8 @@ FAIR = 0.95
 
 
 def jain(values: Iterable[float]) -> float:
-    """Jain's index of fairness: 1 = all have the same, 1/n = one has all. (Jain, Chiu, Hawe, DEC-TR-301, 1984.)"""
+    """Jain's index of fairness (Jain, Chiu, Hawe, DEC-TR-301, 1984): 1 = all have the same, 1/n = one has
+    all."""
     shares = list(values)
     return sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)) if any(shares) else 0.0
 

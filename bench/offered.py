@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
+import uvloop
+
 from bench.client import request
 
 PATIENCE = 300.0
@@ -146,7 +148,7 @@ class _Loop:
     def __init__(self, url: str) -> None:
         self.idle: deque[_Connection] = deque()
         self._url = url
-        self._host, self._port = urlsplit(url).hostname, urlsplit(url).port
+        self._host, self._port = urlsplit(url).hostname or "", urlsplit(url).port or 80
         self._began = 0.0
         self._open = 0
         self._answers: list[Answer] = []
@@ -221,13 +223,7 @@ def main() -> None:
     offers = [Offer(**offer) for offer in plan["offers"]]
     gc.disable()  # nothing here makes cycles, and a pause would count as the gateway's latency
     every = list(heapq.merge(*(arrivals(offer, number) for number, offer in enumerate(offers))))
-    try:
-        import uvloop
-
-        run = uvloop.run
-    except ImportError:
-        run = asyncio.run
-    json.dump(run(_Loop(plan["url"]).run(every, plan["connections"])), sys.stdout)
+    json.dump(uvloop.run(_Loop(plan["url"]).run(every, plan["connections"])), sys.stdout)
 
 
 if __name__ == "__main__":

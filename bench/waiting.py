@@ -92,7 +92,7 @@ async def _in_ten(folder: Path, seconds: float) -> tuple[float, Pace, Pace]:
 async def _in_one(folder: Path, seconds: float) -> tuple[float, Pace, Pace]:
     """One queue of 100,000, restated."""
     async with admission(folder, {MODELS[0]: (BATCH, 2 * MANY)}) as (stub, pid):
-        paces = []
+        grown, paces = 0.0, []
         for count in (FEW, MANY):
             before = rss(pid)
             session = Session(stub, f"edge-{count}")
@@ -103,7 +103,7 @@ async def _in_one(folder: Path, seconds: float) -> tuple[float, Pace, Pace]:
             pace, _ = await _pace(session, pid, held, seconds)
             paces.append(pace)
             await session.leave()
-        return grown, *paces
+        return grown, paces[0], paces[1]
 
 
 def _tickets(count: int) -> list[pb.WaitingTicket]:

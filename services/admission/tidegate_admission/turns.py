@@ -49,6 +49,7 @@ class Turns:
         account = self.accounts.active.get(ticket.tenant)
         if account is None:
             account = self.accounts.enter(ticket.tenant, self._order.minimum())
+        ticket.tenant = account.name  # as in Gate: one text for all
         flow = account.flows.get(ticket.band)
         if flow is None:
             flow = account.flows[ticket.band] = Flow(account, ticket.band)

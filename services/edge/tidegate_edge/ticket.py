@@ -138,9 +138,7 @@ class Ticket:
         if not self._settled.done():
             await self._settled
         if self._refusal is not None:
-            raise TicketRefused(
-                *self._refusal
-            )  # a kept one would hold frames that hold this ticket
+            raise TicketRefused(*self._refusal)  # a kept one would hold frames that hold this ticket
         assert self._grant is not None, "a settled ticket has a grant or a refusal"
         return self._grant
 
