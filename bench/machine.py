@@ -12,7 +12,10 @@ from typing import Any
 
 import httpx
 
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, wait_for
+
+PATIENCE = 90.0
+"""Seconds until a gateway must be ready: machines with better things to do are measured too."""
 
 
 def model(*flags: str, **keys: Any) -> dict[str, Any]:
@@ -38,7 +41,8 @@ def gateway(models: dict[str, Any], **sections: Any) -> Iterator[Gateway]:
         one.environ.pop("PYTHONPATH", None)
         cores = sorted(os.sched_getaffinity(0))
         try:
-            one.start()
+            one.start(ready=False)
+            wait_for(one.is_ready, "/ready answers 200", PATIENCE)
             if len(cores) > 1:
                 for name in ("admission", "lifecycle"):
                     _pin(one.pid(name), set(cores[1:]))
