@@ -1,13 +1,14 @@
 """What has happened at a model since boot: how tickets and leases ended, and how long things took.
 
 These are records for people and for the conservation check. No decision counts slots by them: those are
-sizes of sets, in the gate. Only the mean service time is used, for estimates.
+sizes of sets, in the gate. Only the mean service times and the pace of the queue are used, for estimates.
 """
 
 from __future__ import annotations
 
 import bisect
 
+from tidegate_admission.estimate import Drain
 from tidegate_admission.fairness import MAX_IDLE
 from tidegate_admission.ticket import LeaseEnd, Reason, TicketEnd
 
@@ -24,7 +25,9 @@ class Tally:
     """The record of one model; outlives its gate, so that means and ends survive idleness."""
 
     __slots__ = (
+        "drain",
         "granted",
+        "halvings",
         "lease_ends",
         "means",
         "moved",
@@ -44,6 +47,8 @@ class Tally:
         self.restated_waiting = 0
         self.granted = 0
         self.restated = 0
+        self.halvings = 0
+        """How often a server's 429 or 503 has halved its slots."""
         self.ticket_ends = dict.fromkeys(TicketEnd, 0)
         self.lease_ends = dict.fromkeys(LeaseEnd, 0)
         self.refusals: dict[Reason, int] = {}
@@ -51,6 +56,8 @@ class Tally:
         """Seconds that a lease is held, on average of late; 0 = none has ended yet."""
         self.means: dict[str, float] = {}
         """The same by tenant; the first ones are forgotten when they are too many."""
+        self.drain = Drain()
+        """How fast the queue is served."""
         self.wait_counts = [0] * (len(WAIT_BUCKETS) + 1)
         self.wait_sum = 0.0
 
@@ -72,6 +79,7 @@ class Tally:
 
     def served(self, tenant: str, seconds: float) -> None:
         """Notes how long a released lease was held."""
+        self.drain.released += 1
         self.service_mean = _blend(self.service_mean, seconds)
         mean = self.means.get(tenant, 0.0)
         if not mean and len(self.means) >= MAX_IDLE:
@@ -85,7 +93,7 @@ class Tally:
 
     def take_over(self, other: Tally) -> None:
         """Adds the record of a model that is no longer told apart."""
-        for name in ("offered", "moved", "restated_waiting", "granted", "restated", "wait_sum"):
+        for name in ("offered", "moved", "restated_waiting", "granted", "restated", "wait_sum", "halvings"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for kind, count in other.ticket_ends.items():
             self.ticket_ends[kind] += count
