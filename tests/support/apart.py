@@ -132,6 +132,13 @@ class Apart:
         """Whether an edge's session is open, as that edge sees it."""
         return self.edge_figures(number).total("tidegate_edge_session_connected") == 1
 
+    def linked(self) -> bool:
+        """Whether admission hears a settled lifecycle; False while it can't be asked."""
+        try:
+            return self.figures().total(ADMISSION + "supply_settled") == 1
+        except httpx.TransportError:
+            return False
+
     def openings(self) -> int:
         """How often a session of any edge was opened."""
         return self.log().count("the session is open ")
