@@ -79,7 +79,7 @@ def test_the_end_of_an_unknown_id_is_counted_and_nothing_else() -> None:
     desk.acquire(session, 1)
     desk.done(session, 1, 1, 77)
     desk.move(session, 1, "i1")
-    assert desk.dispatcher.unknown_ids == 3
+    assert desk.dispatcher.books.unknown_ids == 3
     desk.check()
 
 
@@ -309,10 +309,10 @@ def test_without_a_roster_old_instances_are_full_and_young_ones_empty() -> None:
     session, outbox = desk.open()
     desk.acquire(session, 1, 2)
     assert outbox.take("grant") == [("grant", 1, "young", 0)]
-    assert not desk.dispatcher.window.over
+    assert not desk.dispatcher.books.window.over
     first_boot = Desk()
     first_boot.supply(model(instance()))
-    assert first_boot.dispatcher.window.over
+    assert first_boot.dispatcher.books.window.over
 
 
 def test_restated_leases_count_above_the_slots() -> None:

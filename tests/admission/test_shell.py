@@ -225,7 +225,7 @@ def test_a_wait_becomes_a_span_with_its_true_length(monkeypatch: pytest.MonkeyPa
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
     desk = Desk(queue_timeout=5.0)
-    desk.dispatcher.on_wait_end = waits.report
+    desk.dispatcher.books.on_wait_end = waits.report
     desk.supply(model(instance(slots=1)))
     session, _ = desk.open()
     parent = f"00-{7:032x}-{9:016x}-01"

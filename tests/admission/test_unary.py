@@ -79,7 +79,7 @@ async def test_a_slot_is_acquired_and_released() -> None:
     assert client.release(lease)
     assert (await second).lease_id != lease
     assert not client.release(lease), "released already"
-    assert client.desk.dispatcher.unknown_ids == 1
+    assert client.desk.dispatcher.books.unknown_ids == 1
     assert client.counts() == (0, 1)
 
 

@@ -37,7 +37,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
     limits = Limits(own.max_concurrent, own.max_queue, own.queue_timeout, own.aging, loaded.tenants)
     dispatcher = Dispatcher(limits, own.lease_ttl, clock(), random.random)
     if telemetry.traced():
-        dispatcher.on_wait_end = waits.report
+        dispatcher.books.on_wait_end = waits.report
     loop = asyncio.get_running_loop()
     failed: asyncio.Future[None] = loop.create_future()
     service = Service(dispatcher, incarnation, clock, lambda error: _fail(failed, error))

@@ -12,7 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from tidegate_admission import views
-from tidegate_admission.dispatcher import UNKNOWN_MODELS, Dispatcher
+from tidegate_admission.books import UNKNOWN_MODELS
+from tidegate_admission.dispatcher import Dispatcher
 from tidegate_admission.tally import WAIT_BUCKETS, Tally
 
 READ_TIMEOUT = 2.0
@@ -79,12 +80,14 @@ def read(dispatcher: Dispatcher, gaps: Gaps, now: float) -> list[Metric]:
         views.conservation_error(dispatcher),
     )
     unknown = CounterMetricFamily(
-        "tidegate_admission_unknown_ids", "Ends and moves of ids that the book lacks.", dispatcher.unknown_ids
+        "tidegate_admission_unknown_ids",
+        "Ends and moves of ids that the book lacks.",
+        dispatcher.books.unknown_ids,
     )
     expired = CounterMetricFamily(
         "tidegate_admission_expired_sessions",
         "Sessions that were silent for the lease's time to live.",
-        dispatcher.expired_sessions,
+        dispatcher.books.expired_sessions,
     )
     shifts = CounterMetricFamily(
         "tidegate_admission_loop_gaps", "Gaps of the loop that shifted all expiries.", gaps.count
@@ -97,10 +100,12 @@ def read(dispatcher: Dispatcher, gaps: Gaps, now: float) -> list[Metric]:
     linked = GaugeMetricFamily(
         "tidegate_admission_supply_settled",
         "1 while lifecycle is connected and settled.",
-        float(dispatcher.linked and dispatcher.book.settled),
+        float(dispatcher.linked and dispatcher.books.supply.settled),
     )
     window = GaugeMetricFamily(
-        "tidegate_admission_settled", "1 once the restart window has closed.", float(dispatcher.window.over)
+        "tidegate_admission_settled",
+        "1 once the restart window has closed.",
+        float(dispatcher.books.window.over),
     )
     return [
         error,
@@ -120,7 +125,7 @@ def _queues(dispatcher: Dispatcher) -> list[Metric]:
     depth = GaugeMetricFamily("tidegate_admission_queue_depth", "Tickets waiting.", labels=["model"])
     active = GaugeMetricFamily("tidegate_admission_active_leases", "Leases held.", labels=["model"])
     for model, gate in dispatcher.gates.items():
-        if model in dispatcher.book.view:  # a made-up name of a caller is no label
+        if model in dispatcher.books.supply.view:  # a made-up name of a caller is no label
             depth.add_metric([model], len(gate.waiting))
             active.add_metric([model], gate.active)
     return [depth, active]

@@ -139,7 +139,7 @@ class Service(pb_grpc.AdmissionServiceServicer):
             uptime_ms=_ms(now - dispatcher.started),
             models=[_model(view) for view in views.queues(dispatcher, now)],
             sessions=[_session(view) for view in views.sessions(dispatcher, now)],
-            supply_settled=dispatcher.linked and dispatcher.book.settled,
+            supply_settled=dispatcher.linked and dispatcher.books.supply.settled,
             version=VERSION,
         )
 

@@ -122,7 +122,7 @@ class Unary:
         with self._core():
             holder = self._known(request.holder_id, now)
             if holder is None or not (n in holder.leases or n in holder.tickets or n in holder.ended):  # 3
-                if self._dispatcher.window.over or not request.model or not request.instance_id:
+                if self._dispatcher.books.window.over or not request.model or not request.instance_id:
                     raise refused(Reason.EXPIRED, _ENDED[Reason.EXPIRED])
                 holder = holder or self._open(request.holder_id, now)
                 self._restate(holder, n, request, now)
@@ -136,7 +136,7 @@ class Unary:
         with self._core():
             holder = self._known(request.holder_id, now)
             if holder is None or n not in holder.leases:
-                self._dispatcher.unknown_ids += 1
+                self._dispatcher.books.unknown_ids += 1
                 return pb.ReleaseResponse(known=False)
             self._dispatcher.done(holder, n, request.outcome or Outcome.OK, now)
             holder.released(n)

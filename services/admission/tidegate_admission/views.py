@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidegate_admission.dispatcher import UNKNOWN_MODELS, Dispatcher
+from tidegate_admission.books import UNKNOWN_MODELS
+from tidegate_admission.dispatcher import Dispatcher
 from tidegate_admission.gate import Gate
 from tidegate_admission.session import Session
 from tidegate_admission.tally import Tally
