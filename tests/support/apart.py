@@ -80,7 +80,9 @@ class Apart:
                 )
             self._killed.discard(service)
         if not services:
-            wait_for(lambda: all(self.ready(number) for number in range(len(self.ports))), "all are ready")
+            wait_for(
+                lambda: all(self.ready(number) for number in range(len(self.ports))), "all are ready", 60
+            )
         return self
 
     def ready(self, number: int = 0) -> bool:
