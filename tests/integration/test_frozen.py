@@ -5,16 +5,36 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+
+import pytest
 
 from tests.support.apart import Apart
 from tests.support.crowd import Ask, Crowd, Leave
 from tests.support.figures import say
 from tests.support.gateway import simulated, wait_for
 
-Make = Callable[..., Apart]
 TTL = 2.0
 SLOTS = 4
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
+    """Two edges and three models."""
+    model = simulated("--token-rate", "30", max_concurrent=SLOTS, vram="5GiB")
+    models = {name: dict(model) for name in ("a", "b", "cold")}
+    one = Apart(tmp_path_factory.mktemp("frozen"), models, edges=2, admission={"lease_ttl": f"{TTL:g}s"})
+    try:
+        yield one.start()
+    finally:
+        one.close()
+
+
+@pytest.fixture
+def one(running: Apart) -> Apart:
+    """The same, with counts that begin at nothing."""
+    running.mark()
+    return running
 
 
 def restless(rng: random.Random) -> Ask:
@@ -24,18 +44,16 @@ def restless(rng: random.Random) -> Ask:
     return Ask(model, rng.randrange(1, 5), stream, leave if rng.random() < 0.33 else Leave())
 
 
-def test_a_frozen_lifecycle_stops_nothing_that_runs(services: Make) -> None:
+def test_a_frozen_lifecycle_stops_nothing_that_runs(one: Apart) -> None:
     """SIGSTOP of lifecycle: ready models serve as ever, a stopped one's caller waits; after SIGCONT it
     is served, the servers are the same, and nothing has expired."""
-    model = simulated("--token-rate", "20", max_concurrent=SLOTS, vram="8GiB")
-    one = services({"a": model, "b": dict(model)}, admission={"lease_ttl": f"{TTL:g}s"}).start()
-    stream = Crowd(one.ports, lambda _: Ask("a", 120), workers=1, total=1)
+    stream = Crowd(one.ports[:1], lambda _: Ask("a", 160), workers=1, total=1)
     wait_for(lambda: one.queue("a").active == 1, "a stream runs")
     servers = one.servers()
     one.send("lifecycle", signal.SIGSTOP)
     frozen = time.monotonic()
-    cold = Crowd(one.ports, lambda _: Ask("b"), workers=1, total=1)
-    ready = Crowd(one.ports, lambda _: Ask("a", 2), workers=4, seed=31)
+    cold = Crowd(one.ports[:1], lambda _: Ask("cold"), workers=1, total=1)
+    ready = Crowd(one.ports[:1], lambda _: Ask("a", 2), workers=4, seed=31)
     wait_for(lambda: ready.completed(since=frozen + TTL + 1), "requests are served all the time")
     assert not cold.seen
     one.send("lifecycle", signal.SIGCONT)
@@ -49,11 +67,9 @@ def test_a_frozen_lifecycle_stops_nothing_that_runs(services: Make) -> None:
     assert one.ends() == {"released": one.granted()}
 
 
-def test_each_service_frozen_and_killed_under_load(services: Make) -> None:
+def test_each_service_frozen_and_killed_under_load(one: Apart) -> None:
     """Each is frozen for longer than leases live, then killed, in turn: clients see complete answers, errors
     to be retried, or the death of the edge they were connected to; nothing is left over."""
-    model = simulated("--token-rate", "40", max_concurrent=SLOTS, max_queue=100, vram="8GiB")
-    one = services({"a": model, "b": dict(model)}, edges=2, admission={"lease_ttl": f"{TTL:g}s"}).start()
     crowd = Crowd(one.ports, restless, workers=16, seed=32)
 
     def all_serve(after: str) -> None:

@@ -4,14 +4,43 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+
+import pytest
 
 from tests.support.apart import Apart
 from tests.support.crowd import Ask, Crowd
 from tests.support.figures import say
 from tests.support.gateway import simulated, wait_for
 
-Make = Callable[..., Apart]
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
+    """Models that are stopped as soon as they are idle; two of them don't fit beside each other."""
+
+    def model(vram: str) -> dict[str, object]:
+        flags = ("--token-rate", "20", "--load-time", "0.2")
+        return simulated(*flags, vram=vram, max_concurrent=4, idle_timeout="1s")
+
+    names = {"left": "18GiB", "right": "18GiB", "a": "3GiB", "b": "3GiB"}
+    one = Apart(
+        tmp_path_factory.mktemp("supply"),
+        {name: model(vram) for name, vram in names.items()},
+        admission={"lease_ttl": "2s"},
+        lifecycle={"min_residency": "300ms", "max_swap_wait": "600ms"},
+    )
+    try:
+        yield one.start()
+    finally:
+        one.close()
+
+
+@pytest.fixture
+def one(running: Apart) -> Iterator[Apart]:
+    """The same, with counts that begin at nothing; its link is a good one again afterwards."""
+    running.mark()
+    yield running
+    running.supply.restore()
 
 
 def swapping(rng: random.Random) -> Ask:
@@ -19,15 +48,9 @@ def swapping(rng: random.Random) -> Ask:
     return Ask(rng.choice(["left", "right"]), rng.randrange(1, 6), stream=rng.random() < 0.5)
 
 
-def test_swaps_over_a_link_that_is_cut_and_late(services: Make) -> None:
+def test_swaps_over_a_link_that_is_cut_and_late(one: Apart) -> None:
     """The link is late, and cut again and again, while two models take turns: nobody's answer is cut off, no
     count is lost, and both models are served to the end."""
-    model = simulated("--token-rate", "20", "--load-time", "0.2", vram="18GiB", max_concurrent=3)
-    one = services(
-        {"left": model, "right": dict(model)},
-        admission={"lease_ttl": "2s"},
-        lifecycle={"min_residency": "300ms", "max_swap_wait": "600ms"},
-    ).start()
     crowd = Crowd(one.ports, swapping, workers=12, seed=11)
     for number in range(6):
         goal = len(crowd.seen) + 12
@@ -42,12 +65,9 @@ def test_swaps_over_a_link_that_is_cut_and_late(services: Make) -> None:
     assert one.ends() == {"released": one.granted()}
 
 
-def test_without_lifecycle_what_runs_serves_on(services: Make) -> None:
+def test_without_lifecycle_what_runs_serves_on(one: Apart) -> None:
     """The link is down for longer than an idle model is kept: a running stream is not touched, ready models
     serve, a stopped model's caller waits; when the link is back it is served, and what is idle stops."""
-    flags = ("--token-rate", "20")
-    models = {name: simulated(*flags, idle_timeout="1s", max_concurrent=4, vram="8GiB") for name in "ab"}
-    one = services(models, admission={"lease_ttl": "2s"}).start()
     stream = Crowd(one.ports, lambda _: Ask("a", 90), workers=1, total=1)
     wait_for(lambda: one.queue("a").active == 1, "a stream runs")
     servers = one.servers()
@@ -67,11 +87,9 @@ def test_without_lifecycle_what_runs_serves_on(services: Make) -> None:
     wait_for(lambda: not one.servers(), "what is idle is stopped", 10)
 
 
-def test_a_half_open_link_to_lifecycle_is_noticed(services: Make) -> None:
+def test_a_half_open_link_to_lifecycle_is_noticed(one: Apart) -> None:
     """Its connections go silent and stay up: ready models serve all the time, and the caller of a stopped one
     is served as soon as gRPC's keepalive has noticed, which takes 12 s at most."""
-    models = {name: simulated("--token-rate", "50", max_concurrent=4, vram="8GiB") for name in "ab"}
-    one = services(models, admission={"lease_ttl": "2s"}).start()
     assert Crowd(one.ports, lambda _: Ask("a"), workers=1, total=1).finish()[0].end == "complete"
     one.supply.swallow(fresh=False)
     began = time.monotonic()

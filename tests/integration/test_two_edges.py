@@ -5,22 +5,35 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+
+import pytest
 
 from tests.support.apart import Apart
 from tests.support.crowd import Ask, Crowd
 from tests.support.figures import say
 from tests.support.gateway import simulated, wait_for
 
-Make = Callable[..., Apart]
 TTL = 2.0
 SLOTS, QUEUE = 3, 5
 
 
-def two(services: Make, queue: int = 200) -> Apart:
-    """Two edges and a model of few slots."""
-    model = simulated("--token-rate", "20", max_concurrent=SLOTS, max_queue=queue)
-    return services({"a": model}, edges=2, admission={"lease_ttl": f"{TTL:g}s"}).start()
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
+    """Two edges and a model of few slots, and a short queue."""
+    model = simulated("--token-rate", "20", max_concurrent=SLOTS, max_queue=QUEUE)
+    one = Apart(tmp_path_factory.mktemp("edges"), {"a": model}, edges=2, admission={"lease_ttl": f"{TTL:g}s"})
+    try:
+        yield one.start()
+    finally:
+        one.close()
+
+
+@pytest.fixture
+def one(running: Apart) -> Apart:
+    """The same, with counts that begin at nothing."""
+    running.mark()
+    return running
 
 
 def short(rng: random.Random) -> Ask:
@@ -35,9 +48,8 @@ def holding(one: Apart, edge: int) -> Crowd:
     return crowd
 
 
-def test_limits_hold_over_both(services: Make) -> None:
+def test_limits_hold_over_both(one: Apart) -> None:
     """Slots and queue are those of the model, whichever edge a request comes through; beyond them 429."""
-    one = two(services, queue=QUEUE)
     crowd = Crowd(one.ports, short, workers=20, seed=21)
     most_active = most_waiting = 0
     while min(crowd.completed(port) for port in one.ports) < 40:
@@ -57,13 +69,12 @@ def test_limits_hold_over_both(services: Make) -> None:
     assert one.ends() == {"released": one.granted()}
 
 
-def test_an_edge_that_is_killed_frees_its_slots_for_the_other(services: Make) -> None:
+def test_an_edge_that_is_killed_frees_its_slots_for_the_other(one: Apart) -> None:
     """kill -9 of one edge that holds all slots: the other one's clients have them within the leases' time to
     live + 1 s; the killed one's clients see a cut; started again, it serves."""
-    one = two(services)
     lost = holding(one, edge=0)
-    others = Crowd([one.ports[1]], short, workers=6, seed=22)
-    wait_for(lambda: one.queue("a").waiting == 6, "others wait")
+    others = Crowd([one.ports[1]], short, workers=QUEUE, seed=22)
+    wait_for(lambda: one.queue("a").waiting == QUEUE, "others wait")
     one.kill("edge0")
     killed = time.monotonic()
     wait_for(others.completed, "the other edge's clients are served", TTL + 2)
@@ -79,13 +90,12 @@ def test_an_edge_that_is_killed_frees_its_slots_for_the_other(services: Make) ->
     one.settled()
 
 
-def test_an_edge_that_is_frozen_frees_its_slots_for_the_other(services: Make) -> None:
+def test_an_edge_that_is_frozen_frees_its_slots_for_the_other(one: Apart) -> None:
     """SIGSTOP of one edge that holds all slots: the other one's clients have them within the time to live
     + 1 s, never more than the slots at once; after SIGCONT its relays end with an error, and it serves on."""
-    one = two(services)
     lost = holding(one, edge=0)
-    others = Crowd([one.ports[1]], short, workers=6, seed=23)
-    wait_for(lambda: one.queue("a").waiting == 6, "others wait")
+    others = Crowd([one.ports[1]], short, workers=QUEUE, seed=23)
+    wait_for(lambda: one.queue("a").waiting == QUEUE, "others wait")
     one.send("edge0", signal.SIGSTOP)
     frozen = time.monotonic()
     wait_for(others.completed, "the other edge's clients are served", TTL + 2)

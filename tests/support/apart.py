@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class Apart:
             self._paths[f"edge{number}"].write_text(yaml.safe_dump({"edge": own}))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._killed: set[str] = set()
+        self._before = Counter[str]()
 
     def _sections(self, listen: dict[str, int], given: dict[str, dict[str, Any]]) -> dict[str, Any]:
         own = {
@@ -155,14 +157,30 @@ class Apart:
         """An edge's metrics."""
         return scrape(f"127.0.0.1:{self.ports[number]}")
 
+    def mark(self) -> None:
+        """What is counted begins here: for services that several tests share."""
+        self._before = self._counts()
+
     def ends(self) -> dict[str, int]:
-        """How leases have ended since admission's boot, by name; what never happened is left out."""
-        found = self.figures().by(ADMISSION + "lease_ends_total", "end")
-        return {end: int(count) for end, count in found.items() if count}
+        """How leases have ended, by name; what never happened is left out."""
+        counted = self._counts() - self._before
+        return {name: count for name, count in counted.items() if name not in ("granted", "restated")}
 
     def granted(self) -> int:
-        """Grants since admission's boot."""
-        return int(self.figures().total(ADMISSION + "grants_total"))
+        """How many tickets became leases."""
+        return (self._counts() - self._before)["granted"]
+
+    def restated(self) -> int:
+        """How many leases admission was told of that it didn't know."""
+        return (self._counts() - self._before)["restated"]
+
+    def _counts(self) -> Counter[str]:
+        figures = self.figures()
+        ends = figures.by(ADMISSION + "lease_ends_total", "end")
+        granted = figures.total(ADMISSION + "grants_total")
+        restated = figures.total(ADMISSION + "restated_leases_total")
+        counts = {**ends, "granted": granted, "restated": restated}
+        return Counter({name: int(count) for name, count in counts.items()})
 
     def is_idle(self) -> bool:
         """Nothing waits, nothing is held: by admission's books and by every edge that lives."""
