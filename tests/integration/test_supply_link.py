@@ -68,6 +68,7 @@ def test_swaps_over_a_link_that_is_cut_and_late(one: Apart) -> None:
 def test_without_lifecycle_what_runs_serves_on(one: Apart) -> None:
     """The link is down for longer than an idle model is kept: a running stream is not touched, ready models
     serve, a stopped model's caller waits; when the link is back it is served, and what is idle stops."""
+    wait_for(lambda: not one.servers(), "what ran before is stopped", 30)
     stream = Crowd(one.ports, lambda _: Ask("a", 90), workers=1, total=1)
     wait_for(lambda: one.queue("a").active == 1, "a stream runs")
     servers = one.servers()

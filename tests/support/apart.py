@@ -69,7 +69,7 @@ class Apart:
         return {**given, **{name: section | given.get(name, {}) for name, section in own.items()}}
 
     def start(self, *services: str) -> Apart:
-        """Starts services, all of them when none is named, and waits until the edges are ready."""
+        """Starts services; when none is named all of them, and waits until all know of each other."""
         for service in services or self._paths:
             with self.base.log_path.open("ab") as log:
                 self.processes[service] = subprocess.Popen(
@@ -82,9 +82,8 @@ class Apart:
                 )
             self._killed.discard(service)
         if not services:
-            wait_for(
-                lambda: all(self.ready(number) for number in range(len(self.ports))), "all are ready", 60
-            )
+            numbers = range(len(self.ports))
+            wait_for(lambda: self.linked() and all(map(self.ready, numbers)), "all are ready", 60)
         return self
 
     def ready(self, number: int = 0) -> bool:
