@@ -71,8 +71,8 @@ class Statements:
 
         1. It was revoked.
         2. Its instance is gone, by a settled supply.
-        3. In a Hello it is a fact, but for one that expired here: its slot may be somebody else's by now. That
-           one, and any in a later statement, is taken again only where a slot is free.
+        3. In a Hello it is a fact, but for one that expired here: its slot may be somebody else's by now.
+           That one, and any in a later statement, is taken again only where a slot is free.
         """
         books = self._books
         assert session.outbox is not None
