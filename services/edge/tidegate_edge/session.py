@@ -22,7 +22,9 @@ from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate.admission.v1 import admission_pb2_grpc
 from tidegate_chassis import rpc
 from tidegate_chassis.process import GapMeter, monotonic
-from tidegate_edge.ticket import Band, Outcome, Phase, Progress, Ticket
+from tidegate_edge.places import place
+from tidegate_edge.ticket import Band, Outcome, Phase, Ticket
+from tidegate_edge.usage import Tokens
 
 log = structlog.get_logger("tidegate.edge.session")
 
@@ -129,14 +131,17 @@ class Session:
         self._say(operation)
         return ticket
 
-    def finish(self, ticket: Ticket, outcome: Outcome, prompt: int, completion: int, estimated: bool) -> None:
+    def finish(self, ticket: Ticket, outcome: Outcome, tokens: Tokens) -> None:
         """Tells admission how a ticket ended (called by `Ticket.done`)."""
         self._tickets.pop(ticket.n, None)
         operation = pb.Operation()
         done = operation.done
         done.n, done.outcome = ticket.n, outcome.value
-        if prompt or completion:
-            done.prompt_tokens, done.completion_tokens, done.tokens_estimated = prompt, completion, estimated
+        if tokens.prompt or tokens.completion:
+            done.prompt_tokens, done.completion_tokens = tokens.prompt, tokens.completion
+            done.tokens_estimated = tokens.estimated
+        elif tokens.none:
+            done.without_tokens = True
         self._say(operation)
 
     def send_move(self, ticket: Ticket, not_instance: str, outcome: Outcome) -> None:
@@ -274,6 +279,7 @@ class Session:
 
     def _take(self, response: pb.SessionResponse) -> None:
         now = self._clock()
+        progress: list[pb.Progress] = []
         for answer in response.answers:
             kind = answer.WhichOneof("kind")
             if kind == "grant":
@@ -289,12 +295,14 @@ class Session:
             elif kind == "heartbeat_ack":
                 self._acknowledge(answer.heartbeat_ack.number)
             elif kind == "progress":
-                self._take_progress(answer.progress)
+                progress.append(answer.progress)
             elif kind == "held_query":
                 self._query = answer.held_query.number
                 self._wake.set()
             elif kind == "welcome":
                 self._welcome(answer.welcome, now)
+        if progress:
+            place(list(self._tickets.values()), progress)
         self._seen = response.seq
 
     def _take_grant(self, grant: pb.Grant, now: float) -> None:
@@ -303,12 +311,6 @@ class Session:
             self._say(pb.Operation(done=pb.Done(n=grant.n, outcome=pb.OUTCOME_UNUSED)))
         else:
             ticket.take_grant(grant, now)
-
-    def _take_progress(self, progress: pb.Progress) -> None:
-        for i, n in enumerate(progress.ns):
-            ticket = self._tickets.get(n)
-            if ticket is not None:
-                ticket.progress = Progress(progress.position + i, progress.eta_ms / 1000, progress.loading)
 
     def _welcome(self, welcome: pb.Welcome, now: float) -> None:
         self._ttl = welcome.lease_ttl_ms / 1000

@@ -55,6 +55,7 @@ class DrainCause(enum.Enum):
     IDLE = "idle"
     EVICTION = "eviction"
     UNLOAD = "unload"
+    SURPLUS = "surplus"
     SHUTDOWN = "shutdown"
 
 
