@@ -228,6 +228,24 @@ def test_a_dead_session_is_over_after_the_ttl() -> None:
     desk.check()
 
 
+def test_an_expired_lease_is_taken_again_only_where_a_slot_is_free() -> None:
+    """An edge that was away comes back with a new Hello: one of its two slots is somebody else's by now."""
+    desk = Desk()
+    desk.supply(model(instance(slots=2)))
+    away, gone = desk.open("away")
+    desk.acquire(away, 1, 2)
+    desk.dispatcher.stream_ended(away, gone)
+    desk.wait(6.0)
+    live, outbox = desk.open("live")
+    desk.acquire(live, 1)
+    desk.wait(TTL - 6.0)
+    assert outbox.take("grant") == [("grant", 1, "i1", 0)]
+    back, told = desk.open("away", 2, held=(Held(1, "m", "i1"), Held(2, "m", "i1")))
+    assert told.take("lost") == [("lost", 2, Reason.EXPIRED)]
+    assert list(back.leases) == [1]
+    desk.check()
+
+
 def test_a_stopped_edge_is_told_what_it_lost_and_goes_on() -> None:
     """A session that is silent for the ttl with its stream open gets its losses, and may acquire again."""
     desk = Desk()

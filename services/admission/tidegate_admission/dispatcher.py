@@ -236,7 +236,7 @@ class Dispatcher:
     # --- inside --------------------------------------------------------------------------------------------
 
     def _each_second(self, now: float) -> None:
-        self._statements.forget_revoked(now)
+        self._statements.forget_ended(now)
         for gate in self.gates.values():
             gate.sample(now)
             if gate.waiting:

@@ -60,7 +60,7 @@ class Session:
         self._beat_number = 0
         self._beat_due = 0.0
         self._query: int | None = None
-        self._acknowledged = clock()
+        self._acknowledged = self._opened = clock()
         self._call: grpc.aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse] | None = None
 
     def __repr__(self) -> str:
@@ -156,15 +156,13 @@ class Session:
 
     async def run(self) -> None:
         """Keeps the session open until it is closed or this task is cancelled."""
-        async with rpc.channel(self._address) as channel:
-            stub = admission_pb2_grpc.AdmissionServiceStub(channel)
-            watch = asyncio.create_task(self._watch())
-            try:
-                while not self._closing:
-                    await self._keep_stream(stub)
-            finally:
-                watch.cancel()
-                self._closed.set()
+        watch = asyncio.create_task(self._watch())
+        try:
+            while not self._closing:
+                await self._keep_stream()
+        finally:
+            watch.cancel()
+            self._closed.set()
 
     async def close(self, patience: float = 1.0) -> None:
         """Says Goodbye: what is left of tickets and leases ends at once. Takes at most `patience` seconds."""
@@ -175,11 +173,13 @@ class Session:
 
     # The stream.
 
-    async def _keep_stream(self, stub: admission_pb2_grpc.AdmissionServiceAsyncStub) -> None:
-        """Opens streams until one was welcomed and has ended."""
+    async def _keep_stream(self) -> None:
+        """Opens streams until one was welcomed and has ended. Each has a connection of its own: gRPC takes
+        one that went silent for a good one until its keepalive has run out."""
         for delay in rpc.reconnect_delays():
             try:
-                await self._stream(stub)
+                async with rpc.channel(self._address) as channel:
+                    await self._stream(admission_pb2_grpc.AdmissionServiceStub(channel))
             except grpc.RpcError as error:
                 log.warning("the session's stream broke", error=rpc.describe(error), connected=self.connected)
             except asyncio.CancelledError:
@@ -199,20 +199,17 @@ class Session:
         self._seen = self._beat_number = 0
         self._beats.clear()
         self._query = None
+        self._opened = self._clock()
         self._call = call = stub.Session(wait_for_ready=True)
-        writer: asyncio.Task[None] | None = None
+        writer = asyncio.create_task(self._write(call))
         try:
-            for part in self._hello():
-                await call.write(part)
-            writer = asyncio.create_task(self._write(call))
             async for response in call:
                 self._take(response)
         finally:
             call.cancel()  # an abandoned call would never be collected
-            if writer is not None:
-                writer.cancel()
-                with contextlib.suppress(asyncio.CancelledError, grpc.RpcError, asyncio.InvalidStateError):
-                    await writer
+            writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError, grpc.RpcError, asyncio.InvalidStateError):
+                await writer
 
     def _hello(self) -> Iterator[pb.SessionRequest]:
         """The complete statement, in parts. Verbs said before it are contained in it."""
@@ -236,6 +233,11 @@ class Session:
             )
 
     async def _write(self, call: grpc.aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse]) -> None:
+        """Says Hello as soon as there is a connection, then whatever is said. A task of its own: in grpc.aio
+        this wait doesn't end with a call that ends before it is connected; reading does."""
+        await call.wait_for_connection()
+        for part in self._hello():
+            await call.write(part)
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -340,7 +342,8 @@ class Session:
                 self._beat_due = 0.0
             if self.connected and now >= self._beat_due:
                 self._wake.set()
-            if self.connected and self._call is not None and now - self._acknowledged > self._ttl * 4 / 3:
+            heard = self._acknowledged if self.connected else self._opened
+            if self._call is not None and now - heard > self._ttl * 4 / 3:
                 # Half-open, or a peer whose loop hangs: pings may be answered all the same.
                 self._call.cancel()
             if now - self._acknowledged > self._grace:
