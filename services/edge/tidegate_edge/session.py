@@ -281,9 +281,7 @@ class Session:
                 if ticket is not None and ticket.phase is Phase.WAITING:
                     ticket.take_refusal(answer.refusal)
             elif kind == "lost":
-                ticket = self._tickets.pop(answer.lost.n, None)
-                if ticket is not None:
-                    ticket.take_loss(pb.Reason.Name(answer.lost.reason).removeprefix("REASON_"))
+                self._take_loss(answer.lost, now)
             elif kind == "heartbeat_ack":
                 self._acknowledge(answer.heartbeat_ack.number)
             elif kind == "progress":
@@ -301,6 +299,22 @@ class Session:
             self._say(pb.Operation(done=pb.Done(n=grant.n, outcome=pb.OUTCOME_UNUSED)))
         else:
             ticket.take_grant(grant, now)
+
+    def _take_loss(self, lost: pb.Lost, now: float) -> None:
+        """A lease has ended.
+
+        1. With its instance, while the move away from it was on its way: admission doesn't know the id any
+           more when the move comes, so it is offered again.
+        2. Otherwise the relay ends.
+        """
+        ticket = self._tickets.get(lost.n)
+        if ticket is None:
+            return
+        if ticket.phase is Phase.WAITING and lost.reason == pb.REASON_INSTANCE_LOST:  # 1
+            self._say(pb.Operation(acquire=ticket.offer_again(now)))
+            return
+        del self._tickets[lost.n]  # 2
+        ticket.take_loss(pb.Reason.Name(lost.reason).removeprefix("REASON_"))
 
     def _take_progress(self, progress: pb.Progress) -> None:
         for i, n in enumerate(progress.ns):
