@@ -19,6 +19,7 @@ from tests.proof.actors import Unaries, client, vanish
 from tests.proof.world import ADMISSION, TTL, World, world
 from tests.support.shuffle import ShuffleLoop, run
 from tidegate_admission import stream
+from tidegate_admission.ticket import LeaseEnd
 from tidegate_edge.ticket import Phase
 
 SEEDS = 250
@@ -26,13 +27,17 @@ SEEDS = 250
 I1, I2 = "http://h:1", "http://h:2"
 
 Race = Callable[[World], Awaitable[None]]
-RACES: dict[str, Race] = {}
+RACES: dict[str, tuple[Race, frozenset[LeaseEnd]]] = {}
 
 
-def race(played: Race) -> Race:
-    """Adds one to the list."""
-    RACES[played.__name__] = played
-    return played
+def race(*ends: LeaseEnd) -> Callable[[Race], Race]:
+    """Adds one to the list. Its leases may end in these ways, beside being released."""
+
+    def add(played: Race) -> Race:
+        RACES[played.__name__] = played, frozenset({LeaseEnd.RELEASED, *ends})
+        return played
+
+    return add
 
 
 def moment(dice: random.Random) -> float:
@@ -40,7 +45,7 @@ def moment(dice: random.Random) -> float:
     return 0.5 + dice.choice([0.0, 0.0, dice.random() * 0.003, dice.random() * 0.05])
 
 
-@race
+@race()
 async def grant_and_cancel(w: World) -> None:
     """The holder leaves while a waiter is cancelled."""
     await w.start(i1=I1)
@@ -50,7 +55,7 @@ async def grant_and_cancel(w: World) -> None:
     await asyncio.wait([*holders, *waiters])
 
 
-@race
+@race()
 async def grant_and_deadline(w: World) -> None:
     """A slot becomes free when a waiter's own deadline passes."""
     await w.start(i1=I1)
@@ -60,7 +65,7 @@ async def grant_and_deadline(w: World) -> None:
     await asyncio.wait([*holders, *waiters])
 
 
-@race
+@race(LeaseEnd.INSTANCE_LOST)
 async def done_and_lost(w: World) -> None:
     """The instance goes away as its holders end, and comes back."""
     await w.start(i1=I1)
@@ -73,7 +78,7 @@ async def done_and_lost(w: World) -> None:
     await asyncio.wait(clients)
 
 
-@race
+@race()
 async def move_and_done(w: World) -> None:
     """A lease is moved and ends, while the grant after the move may be on its way."""
     await w.start(i1=I1, i2=I2)
@@ -85,7 +90,7 @@ async def move_and_done(w: World) -> None:
     await asyncio.wait(clients)
 
 
-@race
+@race(LeaseEnd.INSTANCE_LOST)
 async def move_and_lost(w: World) -> None:
     """A server dies: its leases are moved while supply says that it is gone. Who has moved doesn't notice."""
     await w.start(i1=I1, i2=I2)
@@ -97,7 +102,7 @@ async def move_and_lost(w: World) -> None:
     assert {one.result() for one in clients} <= {"served", "lost INSTANCE_LOST as a holder"}
 
 
-@race
+@race(LeaseEnd.RECLAIMED)
 async def two_streams(w: World) -> None:
     """The stream breaks again and again; admission still reads the old one when the new one says Hello."""
     await w.start(i1=I1)
@@ -113,7 +118,7 @@ async def two_streams(w: World) -> None:
     await asyncio.wait(clients)
 
 
-@race
+@race(LeaseEnd.REVOKED)
 async def revoke_and_release(w: World) -> None:
     """An operator revokes leases as they end."""
     await w.start(i1=I1)
@@ -125,7 +130,7 @@ async def revoke_and_release(w: World) -> None:
     await asyncio.wait(clients)
 
 
-@race
+@race()
 async def goodbye_and_acquire(w: World) -> None:
     """An edge leaves while its requests come, wait and end; another one stays."""
     await w.start(i1=I1)
@@ -141,7 +146,7 @@ async def goodbye_and_acquire(w: World) -> None:
     assert [one.result() for one in clients[3:5]] == ["served"] * 2
 
 
-@race
+@race(LeaseEnd.RECLAIMED)
 async def statement_and_grant(w: World) -> None:
     """Relays vanish without a word while others are granted: exactly those are taken back."""
     await w.start(i1=I1)
@@ -158,7 +163,7 @@ async def statement_and_grant(w: World) -> None:
     assert {one.result() for one in clients} == {"served"}
 
 
-@race
+@race(LeaseEnd.EXPIRED)
 async def unary_cancel_and_grant(w: World) -> None:
     """Unary calls are cancelled, with their connection or their deadline, as slots are granted to them."""
     await w.start(i1=I1)
@@ -170,7 +175,7 @@ async def unary_cancel_and_grant(w: World) -> None:
     await calls.over()
 
 
-@race
+@race(LeaseEnd.EXPIRED)
 async def unary_repeats(w: World) -> None:
     """Repeats of calls, some with short deadlines: one lease each, and none ends for another's deadline."""
     await w.start(i1=I1)
@@ -185,7 +190,7 @@ async def unary_repeats(w: World) -> None:
     assert patient.result() == "served"
 
 
-@race
+@race(LeaseEnd.RECLAIMED)
 async def full_outbox(w: World) -> None:
     """The wire takes nothing for a while: the stream is closed, and opened again."""
     with (
@@ -202,7 +207,7 @@ async def full_outbox(w: World) -> None:
         await asyncio.wait(clients)
 
 
-@race
+@race(LeaseEnd.EXPIRED, LeaseEnd.RECLAIMED)
 async def silence(w: World) -> None:
     """The wire dies without a word: leases expire, the edge opens a new stream and says what it holds."""
     await w.start(i1=I1)
@@ -214,7 +219,7 @@ async def silence(w: World) -> None:
     await asyncio.wait(clients)
 
 
-@race
+@race(LeaseEnd.RECLAIMED)
 async def admission_restarts(w: World) -> None:
     """Admission dies in the middle, with leases and waiters on two edges: its books come back by Hello."""
     await w.start(i1=I1)
@@ -229,7 +234,7 @@ async def admission_restarts(w: World) -> None:
     assert {one.result() for one in clients} <= {"served", "refused QUEUE_FULL"}
 
 
-@race
+@race(*LeaseEnd)
 async def everything(w: World) -> None:
     """All of it at once, in any order."""
     await w.start(i1=I1, i2=I2)
@@ -268,7 +273,8 @@ async def everything(w: World) -> None:
     await asyncio.wait([*clients, *others])
 
 
-async def _play(played: Race) -> tuple[int, float]:
+async def _play(name: str) -> tuple[int, float]:
+    played, ends = RACES[name]
     loop = asyncio.get_running_loop()
     assert isinstance(loop, ShuffleLoop)
     dice = loop.dice
@@ -283,6 +289,7 @@ async def _play(played: Race) -> tuple[int, float]:
         await w.settled()
         assert {ticket.phase for ticket in w.tickets} <= {Phase.ENDED}, w.tickets
         assert not w.deaths, w.deaths
+        assert w.lease_ends() <= ends
         loop.after_each = None
         return loop.steps, loop.time()
 
@@ -295,7 +302,7 @@ def test_no_order_of_events_leaks_anything(name: str, request: pytest.FixtureReq
     for seed in seeds:
         loop = ShuffleLoop(seed)
         try:
-            run(loop, _play(RACES[name]))
+            run(loop, _play(name))
             assert not loop.errors, loop.errors
         except BaseException as error:
             raise AssertionError(
@@ -307,7 +314,7 @@ def test_a_seed_is_the_same_run_every_time() -> None:
     """Steps and virtual time until all is free depend on nothing but the seed."""
 
     def played(seed: int) -> tuple[int, float]:
-        return run(ShuffleLoop(seed), _play(everything))
+        return run(ShuffleLoop(seed), _play("everything"))
 
     for seed in range(20):
         assert played(seed) == played(seed)

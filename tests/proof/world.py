@@ -27,6 +27,7 @@ from tidegate.lifecycle.v1 import lifecycle_pb2_grpc as pb_grpc
 from tidegate_admission import __main__ as admission_main
 from tidegate_admission import settings as admission_settings
 from tidegate_admission.dispatcher import Dispatcher
+from tidegate_admission.holder import Holder
 from tidegate_admission.ticket import LeaseEnd
 from tidegate_admission.views import conservation_error
 from tidegate_chassis import process
@@ -190,9 +191,15 @@ class World:
     # --- what must hold ----------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """At every moment: admission's books agree, and no instance has more leases than slots."""
-        if hasattr(self, "dispatcher"):
-            assert conservation_error(self.dispatcher) == 0
+        """At every moment: admission's books agree, and a unary ticket has a call that waits for it."""
+        if not hasattr(self, "dispatcher"):
+            return
+        assert conservation_error(self.dispatcher) == 0
+        server = self.network.servers.get(ADMISSION)
+        for session in self.dispatcher.sessions.values():
+            if isinstance(session, Holder) and session.tickets and server is not None:
+                calls = [task for task in server.tasks if task.get_name() == "grpc: Acquire"]
+                assert len(session.tickets) <= len(calls), "a ticket that no call waits for"
 
     def nothing(self) -> bool:
         """No ticket, lease or slot is taken anywhere."""
@@ -202,6 +209,11 @@ class World:
             or any(one.tickets or one.leases for one in book.sessions.values())
             or any(session.held or session.waiting for session in self.sessions)
         )
+
+    def lease_ends(self) -> set[LeaseEnd]:
+        """The ways in which leases have ended."""
+        tallies = self.dispatcher.tallies.values()
+        return {end for tally in tallies for end, count in tally.lease_ends.items() if count}
 
     def reclaimed(self) -> int:
         """Leases that admission took back because nobody held them."""
