@@ -42,6 +42,7 @@ def client(
     ticket.on_lost(on_lost)
     if leave is not None:
         w.loop.call_later(leave, task.cancel)
+    w.clients.append((session, task))
     return asyncio.create_task(_told(task, lost), name="client's end")
 
 

@@ -280,7 +280,12 @@ async def _play(name: str) -> tuple[int, float]:
     dice = loop.dice
     scale = dice.choice([0.0, 0.0, 0.0005, 0.005, 0.05])
     async with world(slots=2, delay=lambda: dice.random() * scale, room=dice.choice([1, 8])) as w:
-        loop.after_each = w.check
+
+        def check() -> None:
+            w.check()
+            w.check_calls()
+
+        loop.after_each = check
         await played(w)
         await w.settled()
         for session in w.sessions:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import gc
 import random
@@ -31,11 +32,21 @@ from tidegate_admission.holder import Holder
 from tidegate_admission.ticket import LeaseEnd
 from tidegate_admission.views import conservation_error
 from tidegate_chassis import process
+from tidegate_edge import __main__ as edge_main
+from tidegate_edge import settings as edge_settings
+from tidegate_edge.app import App
+from tidegate_edge.relay import Relay
 from tidegate_edge.session import Session
+from tidegate_edge.shared import Edge
 from tidegate_edge.ticket import Phase, Ticket
 
 ADMISSION, LIFECYCLE = "unix:/a", "unix:/l"
 TTL = 2.0
+HANDLERS = (
+    "hello", "acquire", "done", "move", "heartbeat", "statement", "goodbye", "supply", "demand", "tick",
+    "settle",
+)  # fmt: skip
+"""The dispatcher's handlers that shells call."""
 RESTART = 0.2
 """Seconds until a service that ended is started again."""
 
@@ -109,6 +120,26 @@ class Lifecycle(pb_grpc.LifecycleServiceServicer):
         )
 
 
+class _Front:
+    """Stands for the edge's HTTP server."""
+
+    def __init__(self, w: World, app: App) -> None:
+        self._world, self._app = w, app
+
+    async def start(self) -> str:
+        """Requests may come."""
+        self._world.app = self._app
+        return "http://front"
+
+    async def ended(self) -> None:
+        """It never ends by itself."""
+        await asyncio.Event().wait()
+
+    async def stop(self, patience: float) -> None:
+        """No more requests."""
+        self._world.app = None
+
+
 class World:
     """See the module. Made by `world`."""
 
@@ -124,6 +155,13 @@ class World:
         self.left_alone: set[Session] = set()
         """Those that said goodbye."""
         self.tickets: list[Ticket] = []
+        self.clients: list[tuple[Session, asyncio.Task[str]]] = []
+        """Requests of bare sessions."""
+        self.app: App | None = None
+        """The edge's application, of its present process; None while there is none."""
+        self.edge: Edge
+        self.on_call: Callable[[str], None] = _ignore
+        """Called with the name of each of the dispatcher's handlers that is called."""
         self._processes: list[asyncio.Task[None]] = []
         self._admission_process: asyncio.Task[None] | None = None
 
@@ -169,7 +207,41 @@ class World:
 
     def _made(self, *args: Any) -> Dispatcher:
         self.dispatcher = Dispatcher(*args)
+        for name in HANDLERS:
+            setattr(self.dispatcher, name, self._counted(name, getattr(self.dispatcher, name)))
         return self.dispatcher
+
+    def _counted(self, name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            result = handler(*args)
+            self.on_call(name)
+            return result
+
+        return call
+
+    async def start_edge(self, **changed: Any) -> None:
+        """A whole edge, behind an HTTP server that isn't there: `app` is called."""
+        self.supervise(functools.partial(self._serve_edge, changed))
+        await self.until(lambda: self.app is not None and not self.edge.ready(), "the edge is ready")
+
+    async def _serve_edge(self, changed: dict[str, Any], stop: asyncio.Event) -> None:
+        loaded = _edge_settings()
+        loaded = dataclasses.replace(loaded, edge=loaded.edge.model_copy(update=changed))
+        try:
+            await edge_main.serve(loaded, stop)
+        finally:
+            self.app = None  # with the process its requests end, too
+            for session, task in self.clients:
+                if session is self.edge.session:
+                    task.cancel()
+            for relay in self.edge.relays.now():
+                if isinstance(relay, Relay) and relay._task is not None:
+                    relay._task.cancel()
+
+    def _made_edge(self, *args: Any) -> Edge:
+        self.edge = Edge(*args)
+        self.sessions = [self.edge.session]
+        return self.edge
 
     async def session(self) -> Session:
         """An edge's session alone, opened."""
@@ -191,10 +263,14 @@ class World:
     # --- what must hold ----------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """At every moment: admission's books agree, and a unary ticket has a call that waits for it."""
+        """At every moment: admission's books agree."""
+        if hasattr(self, "dispatcher"):
+            assert conservation_error(self.dispatcher) == 0
+
+    def check_calls(self) -> None:
+        """While admission lives: a unary ticket has a call that waits for it."""
         if not hasattr(self, "dispatcher"):
             return
-        assert conservation_error(self.dispatcher) == 0
         server = self.network.servers.get(ADMISSION)
         for session in self.dispatcher.sessions.values():
             if isinstance(session, Holder) and session.tickets and server is not None:
@@ -250,7 +326,11 @@ async def world(
     network, wires = Network(delay or _none, room), Wires(loop, delay or _none)
     with installed(network), _owned(loop):
         made = World(loop, network, wires, slots)
-        with mock.patch.object(admission_main, "Dispatcher", made._made):
+        with (
+            mock.patch.object(admission_main, "Dispatcher", made._made),
+            mock.patch.object(edge_main, "Edge", made._made_edge),
+            mock.patch.object(edge_main, "HttpServer", lambda app, _: _Front(made, app)),
+        ):
             try:
                 yield made
             finally:
@@ -275,6 +355,10 @@ def _none() -> float:
     return 0.0
 
 
+def _ignore(name: str) -> None:
+    """Nobody counts."""
+
+
 @functools.cache
 def _admission_settings() -> admission_settings.Loaded:
     with tempfile.TemporaryDirectory() as folder:
@@ -284,6 +368,14 @@ def _admission_settings() -> admission_settings.Loaded:
             f"lifecycle: {{listen: '{LIFECYCLE}'}}\n"
         )
         return admission_settings.load(path)
+
+
+@functools.cache
+def _edge_settings() -> edge_settings.Loaded:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tidegate.yaml"
+        path.write_text(f"admission: {{listen: '{ADMISSION}'}}\nlifecycle: {{listen: '{LIFECYCLE}'}}\n")
+        return edge_settings.load(path)
 
 
 __all__ = ["ADMISSION", "LIFECYCLE", "TTL", "Phase", "World", "world"]

@@ -14,6 +14,7 @@ import secrets
 import socket
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import structlog
@@ -150,15 +151,18 @@ class Session:
         )
 
     async def run(self) -> None:
-        """Keeps the session open until it is closed or this task is cancelled."""
+        """Keeps the session open until it is closed or this task is cancelled. An error of its own ends it."""
         async with rpc.channel(self._address) as channel:
             stub = admission_pb2_grpc.AdmissionServiceStub(channel)
-            watch = asyncio.create_task(self._watch())
+            parts = [asyncio.create_task(self._keep_streams(stub)), asyncio.create_task(self._watch())]
             try:
-                while not self._closing:
-                    await self._keep_stream(stub)
+                ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+                for part in ended:
+                    part.result()
             finally:
-                watch.cancel()
+                for part in parts:
+                    part.cancel()
+                await asyncio.gather(*parts, return_exceptions=True)
                 self._closed.set()
 
     async def close(self, patience: float = 1.0) -> None:
@@ -170,8 +174,13 @@ class Session:
 
     # The stream.
 
+    async def _keep_streams(self, stub: admission_pb2_grpc.AdmissionServiceAsyncStub) -> None:
+        while not self._closing:
+            await self._keep_stream(stub)
+
     async def _keep_stream(self, stub: admission_pb2_grpc.AdmissionServiceAsyncStub) -> None:
-        """Opens streams until one was welcomed and has ended."""
+        """Opens streams until one was welcomed and has ended. What goes wrong in one costs that one alone: the
+        next Hello says all that counts."""
         for delay in rpc.reconnect_delays():
             try:
                 await self._stream(stub)
@@ -180,9 +189,12 @@ class Session:
             except asyncio.CancelledError:
                 if asyncio.current_task().cancelling():  # type: ignore[union-attr]
                     raise
-                log.warning("admission was silent for too long; opening a new stream")
+                log.warning("the session's stream was given up; opening a new one")
             except asyncio.InvalidStateError:  # grpc.aio: written to after the peer had ended the call
                 log.warning("the session's stream had ended", connected=self.connected)
+            except Exception:
+                self._connected.clear()  # so that the next one isn't opened without a pause
+                log.exception("the session's stream failed; opening a new one")
             welcomed = self.connected
             self._connected.clear()
             if self._closing or welcomed:
@@ -200,6 +212,7 @@ class Session:
             for part in self._hello():
                 await call.write(part)
             writer = asyncio.create_task(self._write(call))
+            writer.add_done_callback(lambda ended: _end_with(ended, call))
             async for response in call:
                 self._take(response)
         finally:
@@ -368,6 +381,12 @@ class Session:
     def _say(self, operation: pb.Operation) -> None:
         self._operations.append(operation)
         self._wake.set()
+
+
+def _end_with(writer: asyncio.Task[None], call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
+    """Ends a stream whose writer has failed: nobody would notice, and its session would fall silent."""
+    if writer.cancelled() or writer.exception() is not None:
+        call.cancel()
 
 
 def splitmix64(n: int) -> int:
