@@ -10,8 +10,8 @@ from typing import Any
 from grpc import aio
 
 from tests.edge.fakes import Connection
-from tests.proof.actors import client
-from tests.proof.world import ADMISSION, World
+from tests.proof.actors import client, vanish
+from tests.proof.world import ADMISSION, TTL, World
 from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate.admission.v1 import admission_pb2_grpc as pb_grpc
 from tidegate_chassis import rpc
@@ -36,7 +36,9 @@ class Request:
     def __init__(self, w: World, **body: Any) -> None:
         self.left = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
-        self._body = ('{"model":"m"' + "".join(f',"{key}":{said}' for key, said in body.items()) + "}").encode()
+        self._body = (
+            '{"model":"m"' + "".join(f',"{key}":{said}' for key, said in body.items()) + "}"
+        ).encode()
         self._world = w
         scope = {
             "type": "http",
@@ -46,7 +48,9 @@ class Request:
             "headers": [(b"host", b"x")],
             "client": ("127.0.0.1", "1"),
         }
-        self.task = asyncio.create_task(w.app(scope, self._receive, self._send) if w.app else asyncio.sleep(0))
+        self.task = asyncio.create_task(
+            w.app(scope, self._receive, self._send) if w.app else asyncio.sleep(0)
+        )
 
     async def _receive(self) -> dict[str, Any]:
         body, self._body = self._body, b""
@@ -159,12 +163,14 @@ async def broken_off(w: World) -> None:
 @path
 async def moved(w: World) -> None:
     """No connection to the first instance can be made."""
+    holders = [client(w, w.edge.session, hold=0.5) for _ in range(2)]
+    await asyncio.sleep(0.1)
     served = w.lifecycle.instances["i1"]
     w.lifecycle.say(i0=NOWHERE, i1=served)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.2)
     await Request(w).over()
     w.lifecycle.say(i1=served)
-    await asyncio.sleep(0.3)
+    await asyncio.wait(holders)
 
 
 @path
@@ -193,6 +199,27 @@ async def unary(w: World) -> None:
 
     serial = w.loop.steps
     await asyncio.gather(*[hold(f"{serial} {name}") for name in "aabbc"])
+
+
+@path
+async def vanished(w: World) -> None:
+    """A relay is gone without a word: the next heartbeat tells."""
+    session = w.edge.session
+    gone = asyncio.create_task(vanish(w, session))
+    w.clients.append((session, gone))
+    await asyncio.wait([gone])
+    await asyncio.sleep(TTL)
+
+
+@path
+async def stopped(w: World) -> None:
+    """The edge is told to stop while it relays: it says goodbye. Another one is started."""
+    request = Request(w, stream="true")
+    await request.heard(2)
+    edge = w.edge
+    w.stop_edge()
+    await request.over()
+    await w.until(lambda: w.edge is not edge, "another edge")
 
 
 @path

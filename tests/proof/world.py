@@ -155,11 +155,12 @@ class World:
         self.left_alone: set[Session] = set()
         """Those that said goodbye."""
         self.tickets: list[Ticket] = []
-        self.clients: list[tuple[Session, asyncio.Task[str]]] = []
+        self.clients: list[tuple[Session, asyncio.Task[Any]]] = []
         """Requests of bare sessions."""
         self.app: App | None = None
         """The edge's application, of its present process; None while there is none."""
         self.edge: Edge
+        self._stop_edge: asyncio.Event
         self.on_call: Callable[[str], None] = _ignore
         """Called with the name of each of the dispatcher's handlers that is called."""
         self._processes: list[asyncio.Task[None]] = []
@@ -189,7 +190,7 @@ class World:
                 await asyncio.wait([running])
             finally:
                 running.cancel()
-            if not running.cancelled():
+            if not running.cancelled() and running.exception() is not None:
                 self.deaths.append(running.exception())
             self.lifecycle.restarted = True
             await asyncio.sleep(RESTART)
@@ -225,6 +226,7 @@ class World:
         await self.until(lambda: self.app is not None and not self.edge.ready(), "the edge is ready")
 
     async def _serve_edge(self, changed: dict[str, Any], stop: asyncio.Event) -> None:
+        self._stop_edge = stop
         loaded = _edge_settings()
         loaded = dataclasses.replace(loaded, edge=loaded.edge.model_copy(update=changed))
         try:
@@ -237,6 +239,10 @@ class World:
             for relay in self.edge.relays.now():
                 if isinstance(relay, Relay) and relay._task is not None:
                     relay._task.cancel()
+
+    def stop_edge(self) -> None:
+        """SIGTERM; another one is started afterwards."""
+        self._stop_edge.set()
 
     def _made_edge(self, *args: Any) -> Edge:
         self.edge = Edge(*args)

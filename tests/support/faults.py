@@ -1,14 +1,16 @@
 """Faults at the k-th await of chosen tasks, or at the k-th call of a chosen function.
 
-A task factory wraps every coroutine. Each time that a task of the armed kind waits, the wait is counted; the k-th
-ends by the fault: at once, as if what is awaited had failed, or when it would have gone on, as if the
-result had come and something else went wrong first. A CancelledError is a real `cancel()` of the task.
+A task factory wraps every coroutine. Each time that a task of the armed kind waits, it is counted, beginning
+with those that wait already; the k-th ends by the fault: at once, as if what is awaited had failed, or when
+it would have gone on, as if the result had come and something else went wrong first. A CancelledError is a
+real `cancel()` of the task.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections.abc
+import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +47,15 @@ class Injector:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.armed: Fault | None = None
+        self._driven: weakref.WeakKeyDictionary[_Driven, None] = weakref.WeakKeyDictionary()
         loop.set_task_factory(self._make)
+
+    def arm(self, fault: Fault) -> None:
+        """From now on waits and calls are counted; a task that waits now may be the first to be hit."""
+        self.armed = fault
+        for driven in list(self._driven):
+            if driven.awaited and not driven.task.done() and fault.due(driven.target):
+                driven.hit(fault)
 
     def called(self, target: str) -> None:
         """A counted function is called; raises its fault."""
@@ -54,6 +64,7 @@ class Injector:
 
     def _make(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
         driven = _Driven(coro, self)
+        self._driven[driven] = None
         driven.task = task = asyncio.Task(driven, loop=loop, **options)
         return task
 
@@ -65,7 +76,21 @@ class _Driven(collections.abc.Coroutine[Any, Any, Any]):
         self.coro, self.injector = coro, injector
         self.target = str(getattr(coro, "__qualname__", ""))
         self.task: asyncio.Task[Any]
+        self.awaited: Any = None
+        """What it waits for."""
         self._pending: Fault | None = None
+
+    def hit(self, fault: Fault) -> None:
+        """The fault happens in the wait that it is in."""
+        if issubclass(fault.error, asyncio.CancelledError):
+            if fault.when == NOW:
+                self.task.cancel()
+            else:
+                self.awaited.add_done_callback(lambda _: self.task.cancel())
+            return
+        self._pending = fault
+        if fault.when == NOW:
+            self.task.cancel()  # wakes it; `throw` makes the error of it
 
     def __await__(self) -> Any:
         return self.coro.__await__()
@@ -77,7 +102,10 @@ class _Driven(collections.abc.Coroutine[Any, Any, Any]):
         return self._waits(lambda: self.coro.send(value))
 
     def throw(self, *error: Any) -> Any:
-        self._pending = None
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self.task.uncancel()
+            return self._waits(lambda: self.coro.throw(pending.error("injected")))
         return self._waits(lambda: self.coro.throw(*error))
 
     def close(self) -> None:
@@ -85,7 +113,8 @@ class _Driven(collections.abc.Coroutine[Any, Any, Any]):
 
     def _waits(self, step: Callable[[], Any]) -> Any:
         """Runs until the next wait; lets the fault happen there when it is due."""
-        awaited = step()
+        self.awaited = None
+        self.awaited = awaited = step()
         fault = self.injector.armed
         if fault is None or not fault.due(self.target):
             return awaited

@@ -151,7 +151,7 @@ class Session:
         )
 
     async def run(self) -> None:
-        """Keeps the session open until it is closed or this task is cancelled. An error of its own ends it."""
+        """Keeps the session open until it is closed or cancelled. An error of its own ends it."""
         async with rpc.channel(self._address) as channel:
             stub = admission_pb2_grpc.AdmissionServiceStub(channel)
             parts = [asyncio.create_task(self._keep_streams(stub)), asyncio.create_task(self._watch())]
@@ -179,8 +179,8 @@ class Session:
             await self._keep_stream(stub)
 
     async def _keep_stream(self, stub: admission_pb2_grpc.AdmissionServiceAsyncStub) -> None:
-        """Opens streams until one was welcomed and has ended. What goes wrong in one costs that one alone: the
-        next Hello says all that counts."""
+        """Opens streams until one was welcomed and has ended. What goes wrong in one costs it alone: the next
+        Hello says all that counts."""
         for delay in rpc.reconnect_delays():
             try:
                 await self._stream(stub)
