@@ -22,7 +22,7 @@ from tidegate_admission import stream
 from tidegate_admission.ticket import LeaseEnd
 from tidegate_edge.ticket import Phase
 
-SEEDS = 250
+SEEDS = 200
 """Per race; about 200 a second."""
 I1, I2 = "http://h:1", "http://h:2"
 

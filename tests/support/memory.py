@@ -393,10 +393,8 @@ class Server:
     async def _serve(self, call: Call) -> None:
         try:
             await self._handle(call)
-        except asyncio.CancelledError:
-            call.finish((grpc.StatusCode.CANCELLED, "CANCELLED", ()))
-        except (aio.AbortError, Closed):
-            pass
+        except (asyncio.CancelledError, aio.AbortError, Closed):
+            pass  # a handler that was cancelled on its own side says nothing: its client waits on
         except Exception as error:
             call.finish((grpc.StatusCode.UNKNOWN, f"Unexpected {type(error)}: {error}", ()))
         else:

@@ -142,6 +142,10 @@ class Stream:
                     yield response
                 if self._end is not None:
                     raise self._end
+                if (
+                    reader.cancelled()
+                ):  # as an error: of a cancelled handler grpc.aio tells its client nothing
+                    raise Refused(grpc.StatusCode.ABORTED, "REASON_UNAVAILABLE", "the stream's reader ended")
                 if reader.done():
                     reader.result()
                     return

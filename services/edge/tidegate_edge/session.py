@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import secrets
 import socket
@@ -60,6 +61,8 @@ class Session:
         self._beat_due = 0.0
         self._query: int | None = None
         self._acknowledged = clock()
+        self._greeted = math.inf
+        """When the present stream's Hello was out."""
         self._call: grpc.aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse] | None = None
 
     def __repr__(self) -> str:
@@ -205,12 +208,13 @@ class Session:
         self._stream_seq += 1
         self._seen = self._beat_number = 0
         self._beats.clear()
-        self._query = None
+        self._query, self._greeted = None, math.inf
         self._call = call = stub.Session(wait_for_ready=True)
         writer: asyncio.Task[None] | None = None
         try:
             for part in self._hello():
                 await call.write(part)
+            self._greeted = self._clock()
             writer = asyncio.create_task(self._write(call))
             writer.add_done_callback(lambda ended: _end_with(ended, call))
             async for response in call:
@@ -365,7 +369,8 @@ class Session:
                 self._beat_due = 0.0
             if self.connected and now >= self._beat_due:
                 self._wake.set()
-            if self.connected and self._call is not None and now - self._acknowledged > self._ttl * 4 / 3:
+            heard = self._acknowledged if self.connected else self._greeted
+            if self._call is not None and now - heard > self._ttl * 4 / 3:
                 # Half-open, or a peer whose loop hangs: pings may be answered all the same.
                 self._call.cancel()
             if now - self._acknowledged > self._grace:
