@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.admission.support import READY, instance, model
+from tests.support.depth import examples
 from tidegate_admission.fairness import TenantRule, Tenants
 from tidegate_admission.gate import Gate
 from tidegate_admission.limits import Limits
@@ -32,6 +33,7 @@ from tidegate_admission.ticket import (
 
 CATALOG = (1, 5)
 AGING = 8.0
+PATIENCE = 30.0
 WEIGHTS = {"": 1, "x": 1, "y": 3}
 TENANTS = Tenants(
     TenantRule(top=Band.HIGH),
@@ -49,6 +51,12 @@ class Naive:
     slots: dict[str, int] = field(default_factory=dict)
     states: dict[str, int] = field(default_factory=dict)
     held_until: dict[str, float] = field(default_factory=dict)
+    due: dict[tuple[str, int], float] = field(default_factory=dict)
+    """When each ticket's queue timeout is over."""
+    catalog: tuple[int, int] = CATALOG
+    max_queue: int = 6
+    refuses: bool = False
+    """Supply says that the model can't be had."""
 
     def free(self, name: str, now: float) -> int:
         if self.states[name] != READY or self.held_until.get(name, 0.0) > now:
@@ -62,7 +70,7 @@ class Naive:
 
     def next(self, silent: set[str], now: float, had: Callable[[str], float]) -> Ticket | None:
         """Bands by their oldest head, then tenants by what they `had`, then the order within the flow."""
-        standing = [one for one in self.waiting if one.id[0] not in silent and one.catalog <= CATALOG]
+        standing = [one for one in self.waiting if one.id[0] not in silent and one.catalog <= self.catalog]
         flows: dict[tuple[str, int], list[Ticket]] = {}
         for ticket in sorted(standing, key=lambda one: (not one.moves, one.arrived, one.order)):
             flows.setdefault((ticket.tenant, ticket.band), []).append(ticket)
@@ -102,19 +110,43 @@ class GateMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 100.0
         self.silent: set[str] = set()
-        self.gate = Gate("m", Limits(3, 6, 30.0, AGING, TENANTS), Tally(), self.silent, self.now)
+        self.gate = Gate("m", Limits(3, 6, PATIENCE, AGING, TENANTS), Tally(), self.silent, self.now)
         self.naive = Naive()
         self.tickets: dict[tuple[str, int], Ticket] = {}
         self.n = 0
-        self.supplied = False
+        self.supply([], None, None, False, False)
+
+    def take_in(self, ticket: Ticket) -> None:
+        self.tickets[ticket.id] = ticket
+        self.naive.waiting.append(ticket)
+        self.naive.due[ticket.id] = self.now + PATIENCE
+
+    def gone(self, ticket: Ticket) -> None:
+        del self.tickets[ticket.id]
+        self.naive.waiting.remove(ticket)
 
     def decide(self) -> None:
         accounts = self.gate.turns.accounts
         had = {name: account.virtual for name in WEIGHTS if (account := accounts.find(name))}
         decisions = self.gate.decide(self.now)
+        refused = {refusal.ticket.id: refusal for refusal in decisions.refusals} if decisions else {}
+        if self.naive.refuses:
+            judged = [one for one in self.naive.waiting if one.catalog <= self.naive.catalog]
+            assert all(refused.pop(one.id).reason is Reason.MODEL_FAILED for one in judged)
+            for one in judged:
+                self.gone(one)
+
+        def turn() -> Ticket | None:
+            """Whose turn it is, when those who came to theirs too late have been refused."""
+            while wanted := self.naive.next(self.silent, self.now, had.__getitem__):
+                if wanted.deadline > self.now:
+                    return wanted
+                assert refused.pop(wanted.id).reason is Reason.DEADLINE_EXCEEDED
+                self.gone(wanted)
+            return None
+
         for ticket, address, _, _ in decisions.grants if decisions else ():
-            wanted = self.naive.next(self.silent, self.now, had.__getitem__)
-            assert wanted is ticket, "the turn was another ticket's"
+            assert turn() is ticket, "the turn was another ticket's"
             had[ticket.tenant] += ticket.charged / WEIGHTS[ticket.tenant]
             rooms = self.naive.rooms(ticket, self.now)
             assert ticket.instance_id in rooms
@@ -123,10 +155,8 @@ class GateMachine(RuleBasedStateMachine):
             assert address == f"http://{ticket.instance_id}"
             self.naive.waiting.remove(ticket)
             self.naive.leases[ticket.id] = ticket.instance_id
-        assert not decisions or not decisions.refusals
-        assert self.naive.next(self.silent, self.now, had.__getitem__) is None, (
-            "a slot is free and a ticket was left waiting"
-        )
+        assert turn() is None, "a slot is free and a ticket was left waiting"
+        assert not refused
 
     @rule(
         session=st.sampled_from("abc"),
@@ -134,24 +164,29 @@ class GateMachine(RuleBasedStateMachine):
         band=st.sampled_from(list(Band)),
         early=st.booleans(),
         affinity=st.sampled_from(["", "", "x", "y"]),
+        within=st.sampled_from([math.inf, math.inf, 0.5, 5.0]),
     )
-    def offer(self, session: str, tenant: str, band: int, early: bool, affinity: str) -> None:
+    def offer(self, session: str, tenant: str, band: int, early: bool, affinity: str, within: float) -> None:
         self.n += 1
         self.now += 0.001
-        catalog = (1, 6) if early and self.n % 5 == 0 else CATALOG
-        ticket = Ticket((session, self.n), "m", self.now, tenant, band, affinity=affinity, catalog=catalog)
-        full = len(self.naive.waiting) >= 6
-        hits = self.naive.hits(ticket, 6)
+        naive = self.naive
+        newer = (1, naive.catalog[1] + 1)
+        ticket = Ticket((session, self.n), "m", self.now, tenant, band, self.now + within, affinity=affinity)
+        ticket.catalog = newer if early and self.n % 5 == 0 else naive.catalog
+        full = len(naive.waiting) >= naive.max_queue
+        hits = naive.hits(ticket, naive.max_queue)
         refusal = self.gate.offer(ticket, self.now)
+        if naive.refuses and ticket.catalog <= naive.catalog:
+            assert refusal is not None
+            assert (refusal.ticket, refusal.reason) == (ticket, Reason.MODEL_FAILED)
+            return
         assert (refusal is not None) == full
-        self.tickets[ticket.id] = ticket
-        self.naive.waiting.append(ticket)
+        self.take_in(ticket)
         if refusal is not None:
             assert refusal.reason is Reason.QUEUE_FULL
             assert 1 <= refusal.retry_after <= 120
             assert refusal.ticket in hits
-            del self.tickets[refusal.ticket.id]
-            self.naive.waiting.remove(refusal.ticket)
+            self.gone(refusal.ticket)
         self.decide()
 
     @rule(age=st.floats(0, 50), moves=st.integers(0, 1), tenant=st.sampled_from(sorted(WEIGHTS)))
@@ -159,8 +194,7 @@ class GateMachine(RuleBasedStateMachine):
         self.n += 1
         ticket = Ticket(("d", self.n), "m", self.now - age, tenant, moves=moves)
         self.gate.restate_waiting(ticket, self.now)
-        self.tickets[ticket.id] = ticket
-        self.naive.waiting.append(ticket)
+        self.take_in(ticket)
         self.decide()
 
     @precondition(lambda self: self.naive.slots)
@@ -183,6 +217,15 @@ class GateMachine(RuleBasedStateMachine):
         self.decide()
 
     @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), kind=st.sampled_from([LeaseEnd.EXPIRED, LeaseEnd.REVOKED, LeaseEnd.RECLAIMED]))
+    def end(self, data: st.DataObject, kind: LeaseEnd) -> None:
+        """It ends, not by its session: silence, an order, a statement that lacks it."""
+        ticket = self.tickets.pop(data.draw(st.sampled_from(sorted(self.tickets))))
+        self.gate.end(ticket, kind, TicketEnd.SESSION_LOST, self.now)
+        self.leave(ticket, Outcome.OK)
+        self.decide()
+
+    @precondition(lambda self: self.tickets)
     @rule(data=st.data())
     def move(self, data: st.DataObject) -> None:
         ticket = self.tickets[data.draw(st.sampled_from(sorted(self.tickets)))]
@@ -190,7 +233,7 @@ class GateMachine(RuleBasedStateMachine):
         self.gate.move(ticket, where, Outcome.CONNECT_FAILED, ticket.moves + 1, self.now)
         if ticket.id in self.naive.leases:
             self.leave(ticket, Outcome.CONNECT_FAILED)
-            self.naive.waiting.append(ticket)
+            self.take_in(ticket)
         self.decide()
 
     def leave(self, ticket: Ticket, outcome: Outcome) -> None:
@@ -200,23 +243,38 @@ class GateMachine(RuleBasedStateMachine):
         elif outcome is Outcome.CONNECT_FAILED:
             self.naive.held_until[where] = self.now + 5.0
 
-    @rule(states=st.lists(st.tuples(st.sampled_from(STATES), st.integers(1, 4)), max_size=3))
-    def supply(self, states: list[tuple[InstanceState, int]]) -> None:
-        item = model(*[instance(f"i{i}", slots, state) for i, (state, slots) in enumerate(states, 1)])
-        losses = self.gate.supply(item, CATALOG, True, self.now)
-        there = {one.id for one in item.instances}
-        lost = {ticket_id for ticket_id, on in self.naive.leases.items() if on not in there}
+    @rule(
+        states=st.lists(st.tuples(st.sampled_from(STATES), st.integers(1, 4)), max_size=3),
+        ceiling=st.sampled_from([None, None, 1, 2, 4]),
+        max_queue=st.sampled_from([None, None, 1, 3, 9]),
+        newer=st.booleans(),
+        refuses=st.sampled_from([False, False, False, True]),
+    )
+    def supply(
+        self,
+        states: list[tuple[InstanceState, int]],
+        ceiling: int | None,
+        max_queue: int | None,
+        newer: bool,
+        refuses: bool,
+    ) -> None:
+        """A report: instances come, change and go, limits are changed, the catalogue is a newer one."""
+        naive = self.naive
+        there = [instance(f"i{i}", slots, state) for i, (state, slots) in enumerate(states, 1)]
+        item = model(*there, reason=Reason.MODEL_FAILED if refuses else None)
+        naive.catalog = (1, naive.catalog[1] + newer)
+        naive.max_queue, naive.refuses = max_queue or 6, refuses
+        limited = replace(item, max_concurrent=ceiling, max_queue=max_queue)
+        losses = self.gate.supply(limited, naive.catalog, True, self.now)
+        lost = {ticket_id for ticket_id, on in naive.leases.items() if on not in {one.id for one in there}}
         assert {loss.ticket.id for loss in losses} == lost
         for ticket_id in lost:
-            del self.naive.leases[ticket_id]
+            del naive.leases[ticket_id]
             del self.tickets[ticket_id]
-        self.naive.slots = {one.id: min(one.slots, 3) for one in item.instances}
-        self.naive.states = {one.id: one.state for one in item.instances}
-        for name in [n for n, state in self.naive.states.items() if state == READY]:
-            self.naive.held_until.pop(name, None)
-        for name in set(self.naive.held_until) - there:
-            del self.naive.held_until[name]
-        self.supplied = True
+        naive.slots = {one.id: min(one.slots, ceiling or 3) for one in there}
+        naive.states = {one.id: one.state for one in there}
+        held = naive.held_until.items()
+        naive.held_until = {name: to for name, to in held if naive.states.get(name, READY) != READY}
         self.decide()
 
     @rule(session=st.sampled_from("abc"))
@@ -228,14 +286,30 @@ class GateMachine(RuleBasedStateMachine):
             self.silent.add(session)
         self.decide()
 
-    @precondition(lambda self: self.supplied)
     @rule(seconds=st.floats(0.1, 20))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
+        naive = self.naive
         for refusal in self.gate.expire(self.now):
-            assert refusal.reason is Reason.QUEUE_TIMEOUT
-            del self.tickets[refusal.ticket.id]
-            self.naive.waiting.remove(refusal.ticket)
+            ticket = refusal.ticket
+            if refusal.reason is Reason.DEADLINE_EXCEEDED:
+                assert ticket.deadline <= self.now
+            else:
+                assert refusal.reason is Reason.QUEUE_TIMEOUT
+                assert naive.due[ticket.id] <= self.now + 1e-6
+            self.gone(ticket)
+        late = [one for one in naive.waiting if min(naive.due[one.id] + 1e-6, one.deadline) <= self.now]
+        assert not late, "a ticket outlived its time"
+        self.decide()
+
+    @rule(seconds=st.floats(0.1, 60))
+    def stand_still(self, seconds: float) -> None:
+        """The loop was away: what the gate measures itself begins so much later, a caller's deadline not."""
+        self.now += seconds
+        self.gate.shift(seconds)
+        naive = self.naive
+        naive.due = {ticket_id: due + seconds for ticket_id, due in naive.due.items()}
+        naive.held_until = {name: until + seconds for name, until in naive.held_until.items()}
         self.decide()
 
     @invariant()
@@ -250,7 +324,7 @@ class GateMachine(RuleBasedStateMachine):
 
 TestGateMachine = GateMachine.TestCase
 TestGateMachine.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(250), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

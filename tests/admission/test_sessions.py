@@ -7,13 +7,14 @@ ended everything, nothing is left over.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.admission.support import READY, TTL, Desk, Recorder, instance, model
+from tests.support.depth import examples
 from tidegate_admission.session import Held, Hello, Session, digest
 from tidegate_admission.supply import InstanceState
 from tidegate_admission.ticket import Outcome, Ticket
@@ -65,6 +66,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.edges = {name: Truth(name) for name in EDGES}
         self.there = {"i1": READY}
         self.generation = 1
+        self.limits: tuple[int, int] = (SLOTS, 5)
         self.supply()
         for name in EDGES:
             self.connect(name, False)
@@ -75,6 +77,8 @@ class SessionMachine(RuleBasedStateMachine):
     def supply(self) -> None:
         self.generation += 1
         item = model(*[instance(name, SLOTS, state) for name, state in self.there.items()])
+        concurrent, queue = self.limits
+        item = replace(item, max_concurrent=concurrent, max_queue=queue)
         self.desk.supply(item, n=self.generation, roster=EDGES)
 
     def connected(self, name: str) -> Truth | None:
@@ -208,6 +212,43 @@ class SessionMachine(RuleBasedStateMachine):
             self.there[name] = state
         self.supply()
 
+    @rule(concurrent=st.integers(1, SLOTS), queue=st.integers(1, 8))
+    def reload(self, concurrent: int, queue: int) -> None:
+        """The model's limits are changed while it is used; what is held above them stays."""
+        self.limits = (concurrent, queue)
+        self.supply()
+
+    @rule(name=st.sampled_from(EDGES))
+    def leave(self, name: str) -> None:
+        """An edge says goodbye, and a new process takes its name's place later."""
+        if edge := self.connected(name):
+            assert edge.session is not None
+            self.desk.dispatcher.goodbye(edge.session, self.desk.now)
+            assert name not in self.desk.dispatcher.sessions
+            self.edges[name] = Truth(name, seq=edge.seq, n=edge.n)
+
+    @rule(name=st.sampled_from(EDGES), data=st.data())
+    def revoke(self, name: str, data: st.DataObject) -> None:
+        """An operator ends a lease: its edge is told, and can't bring it back by any statement."""
+        edge = self.connected(name)
+        leases = sorted(edge.session.leases) if edge and edge.session else []
+        if edge and leases:
+            n = data.draw(st.sampled_from(leases))
+            assert self.desk.dispatcher.revoke((name, n), self.desk.now)
+            assert not self.desk.dispatcher.revoke((name, n), self.desk.now)
+            assert edge.session is not None
+            assert n not in edge.session.leases
+
+    @rule(seconds=st.sampled_from([3.0, 9.0, 40.0]))
+    def stand_still(self, seconds: float) -> None:
+        """Admission's process was stopped: nobody's silence in that time counts."""
+        before = {name: set(session.leases) for name, session in self.desk.dispatcher.sessions.items()}
+        self.desk.now += seconds
+        self.desk.dispatcher.shift(seconds)
+        self.desk.dispatcher.tick(self.desk.now)
+        for name, leases in before.items():
+            assert set(self.desk.dispatcher.sessions[name].leases) >= leases
+
     @invariant()
     def conserved(self) -> None:
         if not hasattr(self, "desk"):
@@ -238,5 +279,5 @@ class SessionMachine(RuleBasedStateMachine):
 
 TestSessionMachine = SessionMachine.TestCase
 TestSessionMachine.settings = settings(
-    max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(300), stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )

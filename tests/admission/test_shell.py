@@ -105,7 +105,9 @@ def test_the_numbers_are_those_of_the_contract(ours: type, theirs: object, prefi
 
 def test_supply_and_demand_cross_the_wire_whole() -> None:
     """A report of lifecycle is understood, an older instance than this process is known as such."""
-    one = lpb.InstanceSupply(instance_id="i", address="http://x", state=lpb.INSTANCE_STATE_READY, slots=4)
+    one = lpb.InstanceSupply(
+        instance_id="i", address="http://x", state=lpb.INSTANCE_STATE_READY, slots=4, running=3, queued=0
+    )
     old = lpb.InstanceSupply(instance_id="o", state=lpb.INSTANCE_STATE_STARTING, age_ms=60_000)
     item = lpb.ModelSupply(
         model="m",
@@ -136,6 +138,7 @@ def test_supply_and_demand_cross_the_wire_whole() -> None:
         ("i", READY, 4, False),
         ("o", InstanceState.STARTING, 0, True),
     ]
+    assert [(i.running, i.queued) for i in found.instances] == [(3, 0), (None, None)]
     desk = Desk()
     desk.supply(model(instance(slots=1)), n=5)
     session, _ = desk.open()
@@ -157,6 +160,8 @@ async def test_metrics_are_the_sets_and_conservation_is_zero() -> None:
     desk.acquire(session, 1, 2)
     desk.acquire(session, 3, model="made-up")
     desk.done(session, 1, 99)
+    desk.done(session, 2, outcome=Outcome.BACKPRESSURE)
+    desk.acquire(session, 4)
     loop = asyncio.get_running_loop()
     collector = metrics.AdmissionCollector(desk.dispatcher, metrics.Gaps(), loop, lambda: desk.now)
     text = (await asyncio.to_thread(generate_latest, metrics.registry(collector))).decode()
@@ -166,10 +171,12 @@ async def test_metrics_are_the_sets_and_conservation_is_zero() -> None:
         "tidegate_admission_unknown_ids_total 1.0",
         'tidegate_admission_active_leases{model="m"} 1.0',
         'tidegate_admission_queue_depth{model="m"} 0.0',
-        'tidegate_admission_grants_total{model="m"} 2.0',
-        'tidegate_admission_lease_ends_total{end="released",model="m"} 1.0',
+        'tidegate_admission_grants_total{model="m"} 3.0',
+        'tidegate_admission_lease_ends_total{end="released",model="m"} 2.0',
+        'tidegate_admission_effective_slots{model="m"} 1.0',
+        'tidegate_admission_slot_halvings_total{model="m"} 1.0',
         'tidegate_admission_refusals_total{model="(unknown)",reason="model_not_found"} 1.0',
-        'tidegate_admission_wait_seconds_count{model="m"} 2.0',
+        'tidegate_admission_wait_seconds_count{model="m"} 3.0',
         'tidegate_admission_sessions{state="connected"} 1.0',
     } <= lines
     assert "made-up" not in text

@@ -124,14 +124,19 @@ async def test_errors_of_the_model_server_pass_unchanged(bench: Make, status: st
 
 @pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
 async def test_a_busy_model_server_is_backpressure(bench: Make, status: str) -> None:
-    """429 and 503 of a model server pass, and admission is told that it is busy, not broken."""
+    """429 and 503 of a model server pass as they are; admission is told that it is busy, not broken."""
 
     async def script(connection: Connection) -> None:
         await connection.request()
-        await connection.answer(b"{}", status)
+        body = b'{"error":{"message":"full"}}'
+        head = f"HTTP/1.1 {status}\r\nretry-after: 7\r\ncontent-length: {len(body)}\r\n\r\n"
+        await connection.say(head.encode() + body)
 
     one = await bench(script)
-    assert (await one.chat()).status == int(status[:3])
+    answer = await one.chat()
+    assert (answer.status, answer.header("retry-after")) == (int(status[:3]), "7")
+    assert answer.body == b'{"error":{"message":"full"}}'
+    assert len(one.server.seen) == 1
     assert await one.admission.outcome() == "BACKPRESSURE"
 
 

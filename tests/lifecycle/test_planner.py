@@ -7,7 +7,7 @@ from typing import Any
 
 from tidegate_lifecycle.budget import Card, Intent
 from tidegate_lifecycle.catalog import Model
-from tidegate_lifecycle.instance import Drain, DrainCause, Instance, InstanceState
+from tidegate_lifecycle.instance import CUT_OFF, Drain, DrainCause, Instance, InstanceState
 from tidegate_lifecycle.planner import explain, plan
 from tidegate_lifecycle.world import (
     Circuit,
@@ -270,6 +270,24 @@ def test_drain_deadline() -> None:
     assert late.drain is not None
     late.drain.deadline = None
     assert not plan(world(model("a"), model("b", 20), instances=(late,), **keys), NOW + 1e6).actions
+
+
+def test_the_servers_own_count_ends_a_drain() -> None:
+    """Without leases it stops once the server says that it runs nothing, or at the drain's deadline; with
+    no deadline, when no edge that lost admission can relay any more."""
+    for deadline, last in ((NOW + 50, NOW + 50), (None, NOW + CUT_OFF)):
+        item = draining(running("a"), DrainCause.UNLOAD)
+        assert item.drain is not None
+        item.drain.deadline = deadline
+        item.generation = 9
+        item.sample(1, 0, NOW + 1)
+        item.show(9, NOW)
+        one = world(model("a"), instances=(item,), unload=frozenset({"a"}))
+        waiting = plan(one, NOW + 2)
+        assert (waiting.actions, waiting.wake_at) == ((), last)
+        assert plan(one, last).actions == (Stop("a-1", cut=True),)
+        item.sample(0, 0, NOW + 3)
+        assert plan(one, NOW + 3).actions == (Stop("a-1", cut=False),)
 
 
 def test_foreign_memory_counts() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.depth import examples
 from tidegate_lifecycle.budget import Card, Intent, Ledger
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.instance import Drain, DrainCause, Instance, InstanceState
@@ -223,7 +224,7 @@ def make(seed: int, outages: bool, failures: float) -> Simulation:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(seed=st.integers(0, 10**9), outages=st.booleans(), failures=st.sampled_from([0.0, 0.2]))
 def test_promises_hold(seed: int, outages: bool, failures: float) -> None:
     """Whatever comes: budgets hold, nothing in use is stopped, always_on stays, nobody thrashes."""

@@ -149,6 +149,13 @@ class Dispatcher:
         books.news = True
         self.settle(now)
 
+    def unlinked(self, now: float) -> None:
+        """The link to lifecycle has ended: the view stays, but what servers reported of their load is old."""
+        self.linked = False
+        for gate in self.gates.values():
+            for slot in gate.slots.values():
+                slot.pressure.hear(None, now, slot.slots)
+
     def demand(self, whole: bool, now: float) -> Demand:
         """What to tell lifecycle: everything, or the models that have changed since the last report."""
         books = self.books

@@ -187,7 +187,7 @@ class Gate:
             self.max_queue = item.max_queue or self.max_queue
         for instance in instances.values():
             slot = self.slots.setdefault(instance.id, Slot(instance.id))
-            slot.update(instance, self.max_concurrent)
+            slot.update(instance, self.max_concurrent, now)
         if item is None and complete:
             words = f"the model '{self.model}' does not exist"
             item = ModelSupply(self.model, reason=Reason.MODEL_NOT_FOUND, message=words)
@@ -284,6 +284,10 @@ class Gate:
         """The queue as callers are told."""
         return QueueView(len(self.waiting), self.active, self.max_concurrent, self.max_queue)
 
+    def effective_slots(self, now: float) -> int:
+        """Leases that there may be now, over all instances."""
+        return sum([slot.effective(now, self.guarded) for slot in self.slots.values()])
+
     def full(self) -> bool:
         """An offer would be refused, unless `decide` makes room before."""
         return len(self.waiting) >= self.max_queue
@@ -300,7 +304,8 @@ class Gate:
         """Expected seconds until the ticket at `position` (from 1) has a slot; 0 = unknown."""
         ready = self._ready_in if self._ready_in and self.loading else 0.0
         slots = (
-            sum(slot.slots for slot in self.slots.values() if slot.state in MAY_SERVE) or self.max_concurrent
+            sum(slot.bound(now) for slot in self.slots.values() if slot.state in MAY_SERVE)
+            or self.max_concurrent
         )
         return ready + max(0, position) * self.tally.service_mean / slots
 
@@ -362,6 +367,8 @@ class Gate:
         slot = self.slots[ticket.instance_id]
         if outcome == Outcome.CONNECT_FAILED:
             slot.held_until = now + CONNECT_FAILED_HOLD
+        elif outcome == Outcome.BACKPRESSURE:  # refused, not served: no service time, and never a fault
+            self.tally.halvings += slot.pressure.halve(ticket.granted, now, slot.slots)
         elif outcome != Outcome.UNUSED:
             self.tally.served(ticket.tenant, now - ticket.granted)
         self._unlease(ticket, LeaseEnd.RELEASED, now)

@@ -69,7 +69,7 @@ class Link:
                         raise SupersededError from None
                     log.debug("lifecycle.away", code=error.code().name)
                 if self._dispatcher.linked:
-                    self._dispatcher.linked = False
+                    self._dispatcher.unlinked(self._clock())
                     delays = rpc.reconnect_delays()
                     log.warning("lifecycle.lost", keeps="its last settled supply")
                 await asyncio.sleep(next(delays))
@@ -160,7 +160,15 @@ def _supply(item: pb.ModelSupply, uptime: float) -> ModelSupply:
     return ModelSupply(
         item.model,
         tuple(
-            Instance(one.instance_id, one.address, one.state, one.slots, one.age_ms / 1000 > uptime)
+            Instance(
+                one.instance_id,
+                one.address,
+                one.state,
+                one.slots,
+                one.age_ms / 1000 > uptime,
+                one.running if one.HasField("running") else None,
+                one.queued if one.HasField("queued") else None,
+            )
             for one in item.instances
         ),
         item.max_concurrent if item.HasField("max_concurrent") else None,

@@ -42,6 +42,10 @@ class Instance:
     """Its ceiling; 0 = it names none."""
     old: bool = False
     """It was there before this process, so somebody may hold leases on it that the book doesn't know."""
+    running: int | None = None
+    """What its server itself reports as running; None = nothing."""
+    queued: int | None = None
+    """What its server itself reports as waiting in it; None = nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ class Tally:
 
     __slots__ = (
         "granted",
+        "halvings",
         "lease_ends",
         "means",
         "moved",
@@ -44,6 +45,8 @@ class Tally:
         self.restated_waiting = 0
         self.granted = 0
         self.restated = 0
+        self.halvings = 0
+        """How often a server's 429 or 503 has halved its slots."""
         self.ticket_ends = dict.fromkeys(TicketEnd, 0)
         self.lease_ends = dict.fromkeys(LeaseEnd, 0)
         self.refusals: dict[Reason, int] = {}
@@ -85,7 +88,7 @@ class Tally:
 
     def take_over(self, other: Tally) -> None:
         """Adds the record of a model that is no longer told apart."""
-        for name in ("offered", "moved", "restated_waiting", "granted", "restated", "wait_sum"):
+        for name in ("offered", "moved", "restated_waiting", "granted", "restated", "wait_sum", "halvings"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for kind, count in other.ticket_ends.items():
             self.ticket_ends[kind] += count

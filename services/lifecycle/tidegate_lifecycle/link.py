@@ -88,6 +88,8 @@ class Link:
         known = set(report.roster) if report.settled else {*(self.roster or ()), *report.roster}
         self.roster = tuple(sorted(known))
         self.last_report = now
+        for instance in instances.values():
+            instance.show(self.seen if self.settled else 0, now)
         return True
 
     def _accept(self, stream: Stream, report: pb.DemandReport, now: float) -> bool:

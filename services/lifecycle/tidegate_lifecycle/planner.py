@@ -168,14 +168,15 @@ class _Planner:
             self.returned.add(item.model)
             return
         empty = item.drained(self.world.seen)
-        overdue = drain.deadline is not None and drain.deadline <= self.now
+        cut_at = item.cut_at
+        overdue = cut_at is not None and cut_at <= self.now
         if self.world.settled and (empty or overdue):
             if any(self.ledger.stop_gated(card) for card in item.devices):
                 return
             self.actions.append(Stop(item.id, cut=not empty))
             self.ledger.changing.update(item.devices)
-        elif drain.deadline is not None:
-            self.wake(drain.deadline)
+        elif cut_at is not None:
+            self.wake(cut_at)
 
     def _return_the_spared(self) -> None:
         told = {action.instance_id for action in self.actions if isinstance(action, Undrain | Stop)}

@@ -1584,7 +1584,7 @@ class InstanceSlots(_message.Message):
     effective_slots: _builtins.int
     """Slots in effect (fewer under backpressure, 0 while grants are held back)."""
     held_back: _builtins.str
-    """Why no grants are made on it now; empty = they are."""
+    """Why it has fewer slots in effect, or none; empty = it has all."""
     def __init__(
         self,
         *,

@@ -820,6 +820,8 @@ class InstanceStatus(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     ADOPTED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Its id."""
     model: _builtins.str
@@ -842,6 +844,10 @@ class InstanceStatus(_message.Message):
     """It was found running and taken over by this service after a restart."""
     reason: _builtins.str
     """Why it drains or stops; empty = it doesn't."""
+    running: _builtins.int
+    """What the server itself reports as running; unset = it reports nothing."""
+    queued: _builtins.int
+    """What the server itself reports as waiting in it; unset = it reports nothing."""
     @_builtins.property
     def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The devices it is on."""
@@ -861,12 +867,21 @@ class InstanceStatus(_message.Message):
         pid: _builtins.int = ...,
         adopted: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        running: _builtins.int | None = ...,
+        queued: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_queued", b"_queued", "_running", b"_running", "queued", b"queued", "running", b"running"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "adopted", b"adopted", "age_ms", b"age_ms", "device_ids", b"device_ids", "idle_ms", b"idle_ms", "instance_id", b"instance_id", "leases", b"leases", "model", b"model", "pid", b"pid", "reason", b"reason", "reserved_mib", b"reserved_mib", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_queued", b"_queued", "_running", b"_running", "address", b"address", "adopted", b"adopted", "age_ms", b"age_ms", "device_ids", b"device_ids", "idle_ms", b"idle_ms", "instance_id", b"instance_id", "leases", b"leases", "model", b"model", "pid", b"pid", "queued", b"queued", "reason", b"reason", "reserved_mib", b"reserved_mib", "running", b"running", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__queued: _TypeAlias = _typing.Literal["queued"]  # noqa: Y015
+    _WhichOneofArgType__queued: _TypeAlias = _typing.Literal["_queued", b"_queued"]  # noqa: Y015
+    _WhichOneofReturnType__running: _TypeAlias = _typing.Literal["running"]  # noqa: Y015
+    _WhichOneofArgType__running: _TypeAlias = _typing.Literal["_running", b"_running"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queued) -> _WhichOneofReturnType__queued | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__running) -> _WhichOneofReturnType__running | None: ...
 
 Global___InstanceStatus: _TypeAlias = InstanceStatus  # noqa: Y015
 
