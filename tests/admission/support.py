@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from tidegate_admission.dispatcher import Dispatcher
 from tidegate_admission.limits import Limits
+from tidegate_admission.progress import FlowProgress
 from tidegate_admission.session import Hello, Session
 from tidegate_admission.supply import Instance, InstanceState, ModelSupply, Supply
 from tidegate_admission.ticket import Reason, Refusal, Ticket
@@ -48,8 +49,8 @@ class Recorder:
     def query(self, number: int) -> None:
         self._add("query", number)
 
-    def progress(self, ns: list[int], position: int, eta: float, loading: bool) -> None:
-        self._add("progress", tuple(ns), position, loading)
+    def progress(self, flow: FlowProgress) -> None:
+        self._add("progress", flow)
 
     def close(self, reason: Reason) -> None:
         self.closed = reason

@@ -6,9 +6,10 @@ import pytest
 
 from tests.admission.support import READY, TTL, Desk, Recorder, instance, model, report
 from tidegate_admission import views
+from tidegate_admission.progress import FlowProgress
 from tidegate_admission.session import Held, Hello, SupersededError, digest
 from tidegate_admission.supply import InstanceState, SupplyBook
-from tidegate_admission.ticket import LeaseEnd, Outcome, Reason, Ticket, TicketEnd
+from tidegate_admission.ticket import Band, LeaseEnd, Outcome, Reason, Ticket, TicketEnd
 
 
 def waiting(session: str, n: int, age: float = 0.0, moves: int = 0, excluded: str = "") -> Ticket:
@@ -510,7 +511,7 @@ def test_the_roster_names_sessions_in_use_and_their_leases() -> None:
 
 
 def test_progress_tells_each_session_its_head_once_a_second() -> None:
-    """Sessions that asked hear the position of their first ticket, and whether the model loads."""
+    """Sessions that asked hear where their first ticket of a flow stands, and whether the model loads."""
     desk = Desk()
     desk.supply(model(instance(state=InstanceState.STARTING), start_deadline=60.0))
     first, one = desk.open("one")
@@ -519,7 +520,8 @@ def test_progress_tells_each_session_its_head_once_a_second() -> None:
     desk.acquire(second, 1, 2, wants_progress=True)
     desk.wait(1.0)
     desk.wait(0.5)
-    assert two.take("progress") == [("progress", (1, 2), 2, True)]
+    flow = FlowProgress("m", "", (Band.HIGH, Band.NORMAL), 2, 1.0, 0.0, None, True)
+    assert two.take("progress") == [("progress", flow)]
     assert one.take("progress") == []
 
 

@@ -258,17 +258,17 @@ def test_backpressure_is_no_fault() -> None:
 
 
 def test_waits_are_told_by_the_slots_in_effect() -> None:
-    """Half the slots, twice the wait."""
+    """Half the slots, half the pace."""
     desk = Desk()
     desk.supply(model(instance(slots=8)))
     session, _ = desk.open()
     desk.acquire(session, *range(1, 41))
     desk.wait(4.0)
     desk.done(session, 1)
-    gate = desk.dispatcher.gates["m"]
-    before = gate.eta(10, desk.now)
+    outlook = desk.dispatcher.gates["m"].outlook
+    before = outlook.drain_rate(desk.now)
     desk.done(session, 2, outcome=BUSY)
-    assert (before, gate.eta(10, desk.now)) == (5.0, 10.0)
+    assert (before, outlook.drain_rate(desk.now)) == (2.0, 1.0)
 
 
 def test_a_ceiling_that_rises_later_holds_at_once() -> None:

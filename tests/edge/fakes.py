@@ -110,8 +110,11 @@ class Admission(admission_pb2_grpc.AdmissionServiceServicer):
     def lose(self, n: int, reason: ad.Reason.ValueType) -> None:
         self.say(ad.Answer(lost=ad.Lost(n=n, reason=reason)))
 
-    def progress(self, n: int, position: int, eta: float, loading: bool) -> None:
-        told = ad.Progress(ns=[n], position=position, eta_ms=int(eta * 1000), loading=loading)
+    def progress(
+        self, position: int, ready_in: float = 0.0, loading: bool = False, rate: float = 0.25
+    ) -> None:
+        told = ad.Progress(model="small", bands=[ad.BAND_NORMAL], position=position, step=2, loading=loading)
+        told.drain_rate, told.ready_in_ms = rate, int(ready_in * 1000)
         self.say(ad.Answer(progress=told))
 
     async def GetQueues(self, request: Any, context: Any) -> ad.GetQueuesResponse:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from tidegate_admission import progress
 from tidegate_admission.books import Books
 from tidegate_admission.demand import Demand, ModelDemand, of_gate
 from tidegate_admission.gate import Gate
@@ -20,8 +21,6 @@ from tidegate_admission.ticket import NO_GENERATION, Id, LeaseEnd, Ticket, Ticke
 
 NO_SUPPLY_AFTER = 10.0
 """Seconds after start in which lifecycle is waited for; later, without it, tickets are refused."""
-PROGRESS_DEPTH = 1000
-"""Positions that are told; beyond them nobody is told anything."""
 
 
 class Dispatcher:
@@ -165,7 +164,7 @@ class Dispatcher:
         for model in sorted(untold):
             gate = books.gates.get(model)
             if gate is not None:
-                gate.told_waiting = bool(gate.waiting)
+                gate.told_waiting |= bool(gate.waiting)
             models.append(of_gate(gate, now) if gate is not None else ModelDemand(model))
         roster = tuple(sorted(session.id for session in books.sessions.values() if session.rostered))
         generation = books.supply.generation
@@ -217,9 +216,9 @@ class Dispatcher:
                 books.news = True
                 self._untold.add(model)
             if gate.urgent or (gate.waiting and not gate.told_waiting):
-                gate.urgent, gate.told_waiting = False, bool(gate.waiting)
+                gate.urgent, gate.told_waiting = False, gate.told_waiting or bool(gate.waiting)
                 books.urgent = True
-            if gate.idle():
+            if gate.idle(now):
                 books.drop(gate)
         books.dirty.clear()
         if books.news or books.urgent:
@@ -234,17 +233,14 @@ class Dispatcher:
             gate.sample(now)
             if gate.waiting:
                 self._tell_progress(gate, now)
+            elif gate.idle(now):
+                self.books.dirty.setdefault(gate.model, False)
 
     def _tell_progress(self, gate: Gate, now: float) -> None:
-        front = gate.turns.forecast(PROGRESS_DEPTH, gate.tally.length, now)
-        told: dict[str, tuple[int, list[int]]] = {}
-        for position, ticket in enumerate(front, 1):
-            if ticket.wants_progress:
-                told.setdefault(ticket.id[0], (position, []))[1].append(ticket.id[1])
-        for session_id, (position, ns) in told.items():
+        for session_id, flow in progress.of_gate(gate, now):
             outbox = self.sessions[session_id].outbox
             if outbox is not None:
-                outbox.progress(ns, position, gate.eta(position, now), gate.loading)
+                outbox.progress(flow)
 
 
 def _nothing(urgent: bool) -> None:

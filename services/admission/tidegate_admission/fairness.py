@@ -136,9 +136,13 @@ class Accounts:
 
     def share(self, name: str, max_queue: int) -> float:
         """Tickets that a tenant may have waiting while others want the queue too; at least one."""
+        return max(1.0, max_queue * self.part(name))
+
+    def part(self, name: str) -> float:
+        """A tenant's share of the slots (0 to 1) among those who wait, itself counted."""
         own = self._tenants.of(name).weight
         others = sum([account.weight for account in self.active.values() if account.name != name])
-        return max(1.0, max_queue * own / (own + others))
+        return own / (own + others)
 
     def surplus(self, arriving: str, max_queue: int) -> list[tuple[float, Account]]:
         """The tenants that have more than their share of the queue, `arriving`'s new ticket counted, each

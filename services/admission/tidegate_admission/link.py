@@ -133,6 +133,7 @@ def _model(item: ModelDemand) -> pb.ModelDemand:
         oldest_wait_ms=int(item.oldest_wait * 1000),
         waiting_by_band=item.by_band,
         arrival_rate=item.arrival_rate,
+        interest_ms=int(item.interest * 1000),
         instances=[
             pb.InstanceDemand(instance_id=one.id, leases=one.leases, grants=one.grants)
             for one in item.instances
@@ -178,4 +179,5 @@ def _supply(item: pb.ModelSupply, uptime: float) -> ModelSupply:
         reason,
         item.message or f"the model '{item.model}' can't be served now",
         item.retry_after_ms / 1000,
+        item.under_way,
     )

@@ -16,6 +16,7 @@ import structlog
 from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate_admission import wire
 from tidegate_admission.dispatcher import Dispatcher
+from tidegate_admission.progress import FlowProgress
 from tidegate_admission.session import Hello, Session, SupersededError
 from tidegate_admission.ticket import Reason, Refusal, Ticket
 from tidegate_chassis.errors import Refused
@@ -115,10 +116,14 @@ class Stream:
         """See `session.Outbox`."""
         self._add().held_query.number = number
 
-    def progress(self, ns: list[int], position: int, eta: float, loading: bool) -> None:
+    def progress(self, flow: FlowProgress) -> None:
         """See `session.Outbox`."""
-        eta_ms = int(min(eta, 86_400.0) * 1000)
-        self._add().progress.CopyFrom(pb.Progress(ns=ns, position=position, eta_ms=eta_ms, loading=loading))
+        answer = self._add().progress
+        answer.model, answer.tenant, answer.loading = flow.model, flow.tenant, flow.loading
+        answer.bands.extend(flow.bands)  # type: ignore[arg-type]  # the numbers are the contract's
+        answer.position, answer.step, answer.drain_rate = flow.position, flow.step, flow.drain_rate
+        if flow.ready_in is not None:
+            answer.ready_in_ms = int(flow.ready_in * 1000)
 
     def close(self, reason: Reason) -> None:
         """Ends the stream: ABORTED with the reason. One that is stuck in a write is cancelled soon after."""

@@ -1,13 +1,14 @@
 """What has happened at a model since boot: how tickets and leases ended, and how long things took.
 
 These are records for people and for the conservation check. No decision counts slots by them: those are
-sizes of sets, in the gate. Only the mean service time is used, for estimates.
+sizes of sets, in the gate. Only the mean service times and the pace of the queue are used, for estimates.
 """
 
 from __future__ import annotations
 
 import bisect
 
+from tidegate_admission.estimate import Drain
 from tidegate_admission.fairness import MAX_IDLE
 from tidegate_admission.ticket import LeaseEnd, Reason, TicketEnd
 
@@ -24,6 +25,7 @@ class Tally:
     """The record of one model; outlives its gate, so that means and ends survive idleness."""
 
     __slots__ = (
+        "drain",
         "granted",
         "halvings",
         "lease_ends",
@@ -54,6 +56,8 @@ class Tally:
         """Seconds that a lease is held, on average of late; 0 = none has ended yet."""
         self.means: dict[str, float] = {}
         """The same by tenant; the first ones are forgotten when they are too many."""
+        self.drain = Drain()
+        """How fast the queue is served."""
         self.wait_counts = [0] * (len(WAIT_BUCKETS) + 1)
         self.wait_sum = 0.0
 
@@ -75,6 +79,7 @@ class Tally:
 
     def served(self, tenant: str, seconds: float) -> None:
         """Notes how long a released lease was held."""
+        self.drain.released += 1
         self.service_mean = _blend(self.service_mean, seconds)
         mean = self.means.get(tenant, 0.0)
         if not mean and len(self.means) >= MAX_IDLE:

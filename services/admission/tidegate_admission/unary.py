@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import grpc
 
 from tidegate.admission.v1 import admission_pb2 as pb
+from tidegate_admission.affinity import MAX_AFFINITY
 from tidegate_admission.dispatcher import Dispatcher
 from tidegate_admission.holder import Holder, number
 from tidegate_admission.session import Held
@@ -268,6 +269,6 @@ def _ticket(
         request.band or Band.NORMAL,
         math.inf if remaining is None else now + remaining,
         tokens=request.token_estimate,
-        affinity=request.affinity,
+        affinity=request.affinity[:MAX_AFFINITY],
         trace_parent=trace_parent,
     )

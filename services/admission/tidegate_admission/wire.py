@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import grpc
 
 from tidegate.admission.v1 import admission_pb2 as pb
+from tidegate_admission.affinity import MAX_AFFINITY
 from tidegate_admission.dispatcher import Dispatcher
 from tidegate_admission.fairness import DEFAULT_TENANT
 from tidegate_admission.session import Held, Hello, Session
@@ -94,7 +95,7 @@ def _ticket(session_id: str, acquire: pb.Acquire, now: float) -> Ticket:
         now + deadline_ms / 1000 if deadline_ms else math.inf,
         (catalog.incarnation, catalog.n),
         acquire.token_estimate,
-        acquire.affinity,
+        acquire.affinity[:MAX_AFFINITY],
         acquire.trace_parent,
         acquire.wants_progress,
     )

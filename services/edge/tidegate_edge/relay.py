@@ -11,12 +11,14 @@ before it gives the slot back:
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import structlog
 
 from tidegate_edge.answer import Answer, Cut
 from tidegate_edge.catalog import Model
+from tidegate_edge.due import Due
 from tidegate_edge.envelope import Failure, loss, refusal, upstream_error
 from tidegate_edge.head import Head, Headers, field, queue_fields, to_client
 from tidegate_edge.multipart import is_multipart, read_multipart
@@ -58,6 +60,7 @@ class Relay:
         settings = edge.settings
         grain = min(settings.write_timeout, settings.stream_idle_timeout, settings.response_timeout)
         self._dog = Watchdog(grain, self.interrupt)
+        self._due = Due(head.deadline, self._dog.now)
         self._task: asyncio.Task[Any] | None = None
         self._cause: str | Failure | None = None
         self._closing = False
@@ -119,7 +122,8 @@ class Relay:
             message = f"The model `{body.model[:128]}` does not exist."
             raise Failure("model_not_found", message, param="model")
         self._record.model = model.name
-        if not await self._edge.session.available(_SESSION_PATIENCE):
+        if not await self._edge.session.available(min(_SESSION_PATIENCE, self._due.left() or math.inf)):
+            self._due.left()
             raise Failure("server_is_overloaded", "Admission can't be reached.", retry_after=5)
         self._offer(model, body)
         reply = await self._obtain(model, body)
@@ -175,9 +179,10 @@ class Relay:
             model.name,
             tenant=self._head.tenant,
             band=self._head.band,
-            deadline=self._head.deadline,
+            deadline=self._due.left(),
             catalog_generation=edge.catalog.generation,
             token_estimate=min(len(body.raw) // 4 + body.max_tokens, 2**32 - 1),
+            affinity=self._head.affinity,
             trace_parent=self._record.trace_parent,
             wants_progress=comments,
         )
@@ -194,7 +199,7 @@ class Relay:
         self._dog.rest()  # admission ends this wait by the ticket's deadline
         offered = self._dog.now()
         try:
-            grant = await self._ticket.granted()
+            grant = await self._due.granted(self._ticket.granted())
         except TicketRefused as refused:
             self._own += queue_fields(refused.queue)
             raise refusal(refused.reason, refused.message, refused.retry_after) from None

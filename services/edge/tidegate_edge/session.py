@@ -24,7 +24,8 @@ from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate.admission.v1 import admission_pb2_grpc
 from tidegate_chassis import rpc
 from tidegate_chassis.process import GapMeter, monotonic
-from tidegate_edge.ticket import Band, Outcome, Phase, Progress, Ticket
+from tidegate_edge.places import place
+from tidegate_edge.ticket import Band, Outcome, Phase, Ticket
 
 log = structlog.get_logger("tidegate.edge.session")
 
@@ -289,6 +290,7 @@ class Session:
 
     def _take(self, response: pb.SessionResponse) -> None:
         now = self._clock()
+        progress: list[pb.Progress] = []
         for answer in response.answers:
             kind = answer.WhichOneof("kind")
             if kind == "grant":
@@ -302,12 +304,14 @@ class Session:
             elif kind == "heartbeat_ack":
                 self._acknowledge(answer.heartbeat_ack.number)
             elif kind == "progress":
-                self._take_progress(answer.progress)
+                progress.append(answer.progress)
             elif kind == "held_query":
                 self._query = answer.held_query.number
                 self._wake.set()
             elif kind == "welcome":
                 self._welcome(answer.welcome, now)
+        if progress:
+            place(list(self._tickets.values()), progress)
         self._seen = response.seq
 
     def _take_grant(self, grant: pb.Grant, now: float) -> None:
@@ -332,12 +336,6 @@ class Session:
             return
         del self._tickets[lost.n]  # 2
         ticket.take_loss(pb.Reason.Name(lost.reason).removeprefix("REASON_"))
-
-    def _take_progress(self, progress: pb.Progress) -> None:
-        for i, n in enumerate(progress.ns):
-            ticket = self._tickets.get(n)
-            if ticket is not None:
-                ticket.progress = Progress(progress.position + i, progress.eta_ms / 1000, progress.loading)
 
     def _welcome(self, welcome: pb.Welcome, now: float) -> None:
         self._ttl = welcome.lease_ttl_ms / 1000

@@ -14,6 +14,9 @@ from typing import Protocol
 
 from tidegate.admission.v1 import admission_pb2 as pb
 
+DEFAULT_TENANT = "default"
+"""Everybody without a tenant; on the wire its name may be empty too."""
+
 
 class Outcome(Enum):
     """How a ticket or lease ended; the proto's enum."""
@@ -74,7 +77,7 @@ class Progress:
     position: int
     """Place in the queue, from 1."""
     eta: float
-    """Seconds until a slot is expected; 0 = unknown."""
+    """Seconds until a slot is expected, or, while it loads, until the model is up; 0 = unknown."""
     loading: bool
     """The model is starting (rather than busy)."""
 
@@ -132,6 +135,12 @@ class Ticket:
 
     def __repr__(self) -> str:
         return f"<Ticket {self.n} {self._offer.model} {self.phase.value} moves={self.moves}>"
+
+    @property
+    def flow(self) -> tuple[str, str, int]:
+        """Whose queue it is in: model, tenant and band, as admission names them."""
+        tenant = self._offer.tenant
+        return self._offer.model, "" if tenant == DEFAULT_TENANT else tenant, self._offer.band
 
     async def granted(self) -> Grant:
         """Waits for the grant. Raises TicketRefused. Cancelling the wait ends nothing: call `done`."""

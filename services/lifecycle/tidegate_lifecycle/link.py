@@ -74,8 +74,12 @@ class Link:
         2. A new stream supersedes the older one, unless its admission was started earlier than that.
         3. Counts replace those of the models that are named, or all when whole.
         """
+        before = self.incarnation
         if stream is not self.stream and not self._accept(stream, report, now):
             return False
+        if self.incarnation != before:
+            for instance in instances.values():
+                instance.grants = 0  # a new process counts from 0, and that is no use
         assert self.stream is stream
         if report.whole:  # 3
             self.demand.clear()

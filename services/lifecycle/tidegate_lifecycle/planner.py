@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from tidegate_lifecycle.budget import Intent, Ledger, whole_card
 from tidegate_lifecycle.catalog import Model
@@ -320,18 +321,31 @@ class _Planner:
             and other.model != model.name
             and set(other.devices) & set(intent.devices)
         ]
-        busy = [i for i in self.world.instances if i.id in intent.victims and not self.idle(i)]
-        drain = self.world.policy.drain_timeout
-        if any(bound is None for bound in before) or (busy and not drain):
-            return None
-        loading = [
-            self.world.load_times.get(i.model, 0.0) - (self.now - i.ordered_at)
-            for i in self.world.instances
-            if i.state is InstanceState.STARTING and set(i.devices) & set(intent.devices)
+        starting = [
+            self._load_left(item)
+            for item in self.world.instances
+            if item.state is InstanceState.STARTING and set(item.devices) & set(intent.devices)
         ]
-        ahead = max((bound for bound in before if bound is not None), default=0.0)
-        wait = max(0.0, begins - self.now) + max([0.0, *loading]) + (drain if busy else 0.0)
+        drains = [self._drain_left(item) for item in self.world.instances if item.id in intent.victims]
+        ahead, loading, drain = _longest(before), _longest(starting), _longest(drains)
+        if ahead is None or loading is None or drain is None:
+            return None
+        wait = max(0.0, begins - self.now) + loading + drain
         return ahead + wait + (STOP_TIME if intent.victims else 0.0) + load
+
+    def _drain_left(self, victim: Instance) -> float | None:
+        """Seconds until a victim is empty at the latest, once it may be told to drain; None = unknown."""
+        if victim.state is InstanceState.READY:
+            limit = self.world.policy.drain_timeout
+            return 0.0 if self.idle(victim) else limit or None
+        if victim.drain is None or not (victim.leases or victim.running):
+            return 0.0
+        return None if victim.drain.deadline is None else max(0.0, victim.drain.deadline - self.now)
+
+    def _load_left(self, item: Instance) -> float | None:
+        """Seconds that a start should still take; None = unknown, as when it takes longer than usual."""
+        left = self.world.load_times.get(item.model, 0.0) - (self.now - item.ordered_at)
+        return left if left > 0.0 else None
 
     def _wait(self, model: Model, reason: WaitReason, ready_in: float | None = None) -> None:
         lines = device_lines(model, self.ledger, self.now)
@@ -373,3 +387,9 @@ class _Planner:
             reason = f"idle for {self.now - item.last_used:.0f} s"
             self.actions.append(StartDrain(item.id, DrainCause.IDLE, reason))
         self.wake(due)
+
+
+def _longest(bounds: Sequence[float | None]) -> float | None:
+    """The longest of some seconds, 0 without any; None when one of them is unknown."""
+    known = [bound for bound in bounds if bound is not None]
+    return max(known, default=0.0) if len(known) == len(bounds) else None

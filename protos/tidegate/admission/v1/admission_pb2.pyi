@@ -23,6 +23,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _Reason:
@@ -480,7 +485,9 @@ class Acquire(_message.Message):
     token_estimate: _builtins.int
     """Tokens the request may cost, prompt and completion; 0 = unknown, the tenant's mean is taken."""
     affinity: _builtins.str
-    """Requests with the same non-empty value go to the same instance where it has room."""
+    """Requests of a tenant with the same non-empty value go to the same instance where it has room; its first
+    128 characters count.
+    """
     trace_parent: _builtins.str
     """W3C traceparent of the request's span that waits; empty = not traced."""
     wants_progress: _builtins.bool
@@ -985,7 +992,10 @@ Global___HeldQuery: _TypeAlias = HeldQuery  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """How long the wait will be, per flow, at most once a second."""
+    """How the tickets of one flow (a tenant's of one band) are getting on, for a session with tickets in it that
+    asked; at most once a second. The k-th of the session's tickets in the flow, counted from 0, stands about
+    at `position` + k * `step`, and has a slot in about `ready_in_ms` + that place / `drain_rate`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -993,15 +1003,44 @@ class Progress(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     ETA_MS_FIELD_NUMBER: _builtins.int
     LOADING_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    BANDS_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    DRAIN_RATE_FIELD_NUMBER: _builtins.int
+    READY_IN_MS_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """Position of the first of them in the queue, from 1."""
-    eta_ms: _builtins.int
-    """Expected time until the first of them has a slot, in ms; 0 = unknown."""
-    loading: _builtins.bool
-    """The model's server is starting (rather than busy)."""
+    """Position of the session's first ticket of this flow among all that wait for the model, from 1."""
     @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def eta_ms(self) -> _builtins.int:
+        """No longer sent."""
+
+    @eta_ms.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def eta_ms(self, value: _builtins.int) -> None:
+        """No longer sent."""
+
+    loading: _builtins.bool
+    """No server of the model is up, so nobody moves up: it starts, or waits for room."""
+    model: _builtins.str
+    """The flow's model."""
+    tenant: _builtins.str
+    """The flow's tenant; empty = `default`."""
+    step: _builtins.float
+    """Places from one of the session's tickets of this flow to its next, on average; at least 1."""
+    drain_rate: _builtins.float
+    """Places by which all move up per second, as measured; 0 = unknown."""
+    ready_in_ms: _builtins.int
+    """Expected time until the model is up, in ms: 0 = it is; unset = unknown."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The tickets of this session that it speaks about, in the order of the queue."""
+        """No longer sent."""
+
+    @_builtins.property
+    def bands(self) -> _containers.RepeatedScalarFieldContainer[Global___Band.ValueType]:
+        """The bands that tickets of this flow have asked for: its own, and those above the tenant's top priority."""
 
     def __init__(
         self,
@@ -1010,12 +1049,20 @@ class Progress(_message.Message):
         position: _builtins.int = ...,
         eta_ms: _builtins.int = ...,
         loading: _builtins.bool = ...,
+        model: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        bands: _abc.Iterable[Global___Band.ValueType] | None = ...,
+        step: _builtins.float = ...,
+        drain_rate: _builtins.float = ...,
+        ready_in_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ready_in_ms", b"_ready_in_ms", "ready_in_ms", b"ready_in_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["eta_ms", b"eta_ms", "loading", b"loading", "ns", b"ns", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ready_in_ms", b"_ready_in_ms", "bands", b"bands", "drain_rate", b"drain_rate", "eta_ms", b"eta_ms", "loading", b"loading", "model", b"model", "ns", b"ns", "position", b"position", "ready_in_ms", b"ready_in_ms", "step", b"step", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__ready_in_ms: _TypeAlias = _typing.Literal["ready_in_ms"]  # noqa: Y015
+    _WhichOneofArgType__ready_in_ms: _TypeAlias = _typing.Literal["_ready_in_ms", b"_ready_in_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ready_in_ms) -> _WhichOneofReturnType__ready_in_ms | None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
 

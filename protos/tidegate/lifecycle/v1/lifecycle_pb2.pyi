@@ -454,6 +454,7 @@ class ModelSupply(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
+    UNDER_WAY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Its name."""
     max_concurrent: _builtins.int
@@ -464,7 +465,8 @@ class ModelSupply(_message.Message):
     """Its state."""
     ready_in_ms: _builtins.int
     """Expected time until a slot can be had when none runs: the learned load time when stopped, what remains
-    of it when loading, its turn's bound when it waits for room; unset = unknown.
+    of it when loading, its turn's bound when it waits for room; unset = unknown, also when it takes longer
+    than it should.
     """
     start_deadline_ms: _builtins.int
     """What is left of the start deadline while it loads, in ms: this bounds the wait; 0 = it isn't loading."""
@@ -474,6 +476,10 @@ class ModelSupply(_message.Message):
     """For the caller: what happened, without paths, environment or secrets."""
     retry_after_ms: _builtins.int
     """When it may be tried again, in ms; 0 = a retry can't help."""
+    under_way: _builtins.bool
+    """A start, or its turn, is under way: `ready_in_ms` counts down from now. Otherwise it is from whenever
+    somebody asks for the model.
+    """
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceSupply]:
         """Its instances."""
@@ -491,10 +497,11 @@ class ModelSupply(_message.Message):
         message: _builtins.str = ...,
         retry_after_ms: _builtins.int = ...,
         instances: _abc.Iterable[Global___InstanceSupply] | None = ...,
+        under_way: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent", b"_max_concurrent", "_max_queue", b"_max_queue", "_ready_in_ms", b"_ready_in_ms", "max_concurrent", b"max_concurrent", "max_queue", b"max_queue", "ready_in_ms", b"ready_in_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent", b"_max_concurrent", "_max_queue", b"_max_queue", "_ready_in_ms", b"_ready_in_ms", "instances", b"instances", "max_concurrent", b"max_concurrent", "max_queue", b"max_queue", "message", b"message", "model", b"model", "ready_in_ms", b"ready_in_ms", "reason", b"reason", "retry_after_ms", b"retry_after_ms", "start_deadline_ms", b"start_deadline_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent", b"_max_concurrent", "_max_queue", b"_max_queue", "_ready_in_ms", b"_ready_in_ms", "instances", b"instances", "max_concurrent", b"max_concurrent", "max_queue", b"max_queue", "message", b"message", "model", b"model", "ready_in_ms", b"ready_in_ms", "reason", b"reason", "retry_after_ms", b"retry_after_ms", "start_deadline_ms", b"start_deadline_ms", "state", b"state", "under_way", b"under_way"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_concurrent: _TypeAlias = _typing.Literal["max_concurrent"]  # noqa: Y015
     _WhichOneofArgType__max_concurrent: _TypeAlias = _typing.Literal["_max_concurrent", b"_max_concurrent"]  # noqa: Y015
