@@ -339,3 +339,19 @@ async def test_random_calls_leave_nothing(seed: int) -> None:
     client.desk.wait(TTL + 1)
     assert client.counts() == (0, 0)
     assert not client.fatal
+
+
+async def test_repeats_wait_until_the_latest_of_their_deadlines() -> None:
+    """A repeat with more time puts the ticket's end off; one with less doesn't bring it forward."""
+    client = Client()
+    await client.acquire("holder")
+    calls = [client.start("x", seconds=seconds) for seconds in (2.0, 5.0, 3.0)]
+    await turn()
+    client.desk.wait(2.5)
+    assert client.counts() == (1, 1)
+    client.desk.wait(2.0)
+    assert client.counts() == (1, 1)
+    client.desk.wait(1.0)
+    assert client.counts() == (0, 1)
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert {getattr(end, "reason", "") for end in ends} == {"REASON_DEADLINE_EXCEEDED"}

@@ -48,9 +48,12 @@ class Dispatcher:
     # --- verbs -----------------------------------------------------------------------------------------
 
     def acquire(self, session: Session, ticket: Ticket, now: float) -> None:
-        """Queues a ticket. One that waits already stays as it is; a lease is answered with the same grant."""
+        """Queues a ticket. One that waits already keeps its place and the later of both deadlines; a lease is
+        answered with the same grant."""
         books, n = self.books, ticket.id[1]
         if n in session.tickets:
+            known = session.tickets[n]
+            known.deadline = max(known.deadline, ticket.deadline)
             return
         if n in session.leases:
             books.tell_grant(session, session.leases[n])
