@@ -165,7 +165,7 @@ async def test_the_callers_deadline_goes_with_the_ticket(bench: Make) -> None:
     """What is left of x-tidegate-deadline-ms is told to admission."""
     one = await bench(echo())
     await ask(one.edge.port, "POST", CHAT, {"model": "small"}, x_tidegate_deadline_ms="1500")
-    assert 1000 < one.admission.acquired[0].deadline_ms < 1500
+    assert 1000 < one.admission.acquired[0].deadline_ms <= 1500
 
 
 def test_a_deadline_runs_from_the_requests_arrival() -> None:

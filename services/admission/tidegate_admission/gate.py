@@ -305,6 +305,9 @@ class Gate:
 
     def _take_in(self, ticket: Ticket, now: float) -> None:
         ticket.become(Phase.WAITING)
+        ticket.model = self.model  # equal ones of its own would be a fifth of what a waiting ticket costs
+        if ticket.catalog == self._catalog:
+            ticket.catalog = self._catalog
         ticket.queued = now
         ticket.patience = self._clock.read(now) + self._limits.queue_timeout
         self.turns.add(ticket, self._catalog)

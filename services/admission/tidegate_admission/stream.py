@@ -181,13 +181,14 @@ class Stream:
             if self.session is None:
                 if request.WhichOneof("content") != "hello":
                     raise wire.invalid("a session begins with Hello")
-                hello = parts.add(request.hello, now)
-                if hello is not None:
-                    self._open(hello, now)
+                self._open(parts.add(request.hello, now), now)
             elif self._take_in(self.session, request, now):
                 return
 
-    def _open(self, hello: Hello, now: float) -> None:
+    def _open(self, hello: Hello | None, now: float) -> None:
+        """Takes in a complete Hello, and keeps nothing of it: its tickets would live as long as this."""
+        if hello is None:
+            return
         try:
             self.session = self._dispatcher.hello(self, hello, now)
         except SupersededError:

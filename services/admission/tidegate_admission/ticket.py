@@ -179,7 +179,7 @@ class Ticket:
         self.queued = 0.0
         """When it was taken into this queue: its arrival, unless it was moved or restated."""
         self.position = 0
-        """Its place in the queue when it was taken in, from 1."""
+        """Its place in the queue when it was taken in, from 1; only of traced ones."""
         self.instance_id = ""
         self.granted = 0.0
         self.charged = 0.0

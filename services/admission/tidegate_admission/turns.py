@@ -45,10 +45,12 @@ class Turns:
         """Takes a ticket in; `catalog` is the one that supply goes by."""
         self.tickets[ticket.id] = ticket
         ticket.order = ticket.order or next(_orders)
-        ticket.position = len(self.tickets)
+        if ticket.trace_parent:
+            ticket.position = len(self.tickets)
         account = self.accounts.active.get(ticket.tenant)
         if account is None:
             account = self.accounts.enter(ticket.tenant, self._order.minimum())
+        ticket.tenant = account.name  # as in Gate: one text for all
         flow = account.flows.get(ticket.band)
         if flow is None:
             flow = account.flows[ticket.band] = Flow(account, ticket.band)

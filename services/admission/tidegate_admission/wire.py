@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import grpc
 
@@ -38,6 +39,8 @@ class HelloParts:
         self._first: pb.Hello | None = None
         self._held: list[Held] = []
         self._waiting: list[Ticket] = []
+        self._same: dict[object, Any] = {}
+        """What equals it in other tickets: 100,000 names of their own would fill the memory."""
 
     def add(self, part: pb.Hello, now: float) -> Hello | None:
         """Takes a part in; gives the whole with the last one. Raises Refused for a part that doesn't fit."""
@@ -47,12 +50,25 @@ class HelloParts:
         if (part.session_id, part.stream_seq) != (first.session_id, first.stream_seq):
             raise invalid("all parts of a Hello must be of one session and one stream")
         self._held += held(part.held)
-        self._waiting += [_restated(part.session_id, item, now) for item in part.waiting]
+        self._waiting += [self._restated(part.session_id, item, now) for item in part.waiting]
         if len(self._held) + len(self._waiting) > MAX_STATED:
             raise invalid(f"a Hello may state at most {MAX_STATED} ids")
         if not part.last:
             return None
-        return Hello(part.session_id, part.stream_seq, first.holder, tuple(self._held), tuple(self._waiting))
+        leases, tickets = tuple(self._held), tuple(self._waiting)
+        self._held, self._waiting = [], []  # these parts live as long as the stream
+        return Hello(part.session_id, part.stream_seq, first.holder, leases, tickets)
+
+    def _restated(self, session_id: str, item: pb.WaitingTicket, now: float) -> Ticket:
+        ticket, same = _ticket(session_id, item.acquire, now), self._same
+        ticket.model = same.setdefault(ticket.model, ticket.model)
+        ticket.tenant = same.setdefault(ticket.tenant, ticket.tenant)
+        ticket.catalog = same.setdefault(ticket.catalog, ticket.catalog)
+        ticket.arrived = now - item.age_ms / 1000
+        ticket.moves = item.moves
+        if item.excluded_instance_ids:
+            ticket.excluded = frozenset(item.excluded_instance_ids)
+        return ticket
 
 
 def operations(dispatcher: Dispatcher, session: Session, message: pb.Operations, now: float) -> None:
@@ -119,11 +135,3 @@ def _ticket(session_id: str, acquire: pb.Acquire, now: float) -> Ticket:
         acquire.trace_parent,
         acquire.wants_progress,
     )
-
-
-def _restated(session_id: str, item: pb.WaitingTicket, now: float) -> Ticket:
-    ticket = _ticket(session_id, item.acquire, now)
-    ticket.arrived = now - item.age_ms / 1000
-    ticket.moves = item.moves
-    ticket.excluded = frozenset(item.excluded_instance_ids)
-    return ticket

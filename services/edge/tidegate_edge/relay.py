@@ -106,14 +106,12 @@ class Relay:
         finally:
             self._closing = True
             self._release()
+            self._waiting = None  # it holds this relay
             self._edge.relays.discard(self)
             self._record.close(self._answer.status, self._tail)
 
     async def _serve(self) -> None:
-        raw = await self._read_body()
-        self._watch_client()
-        content_type = self._head.content_type
-        body = read_multipart(raw, content_type) if is_multipart(content_type) else read_json(raw)
+        body = self._read_request(await self._read_body())
         self._body = body
         if not self._edge.catalog.known:
             raise Failure("server_is_overloaded", "The catalogue of models is not known yet.", retry_after=2)
@@ -126,7 +124,9 @@ class Relay:
             self._due.left()
             raise Failure("server_is_overloaded", "Admission can't be reached.", retry_after=5)
         self._offer(model, body)
-        reply = await self._obtain(model, body)
+        opening = self._obtain(model, body)
+        del body  # it is given up when the head of an answer has come; this frame lives as long as the answer
+        reply = await opening
         if self._waiting is not None:
             await self._waiting.stop()
         await self._pass_on(reply)
@@ -156,6 +156,11 @@ class Relay:
             if not message.get("more_body"):
                 self._dog.rest()
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read_request(self, raw: bytes) -> Body:
+        self._watch_client()
+        content_type = self._head.content_type
+        return read_multipart(raw, content_type) if is_multipart(content_type) else read_json(raw)
 
     def _watch_client(self) -> None:
         """From now on the next message is http.disconnect, in whatever phase it comes. granian's `receive`
@@ -362,6 +367,7 @@ class Relay:
             reply.close()
         if ticket is not None:
             ticket.done(self._outcome, self._record.tokens(self._tail))
+        self._body = None
         self._edge.bodies.drop(self)
         if self._waiting is not None and self._closing:
             self._waiting.abandon()

@@ -150,7 +150,7 @@ class Ticket:
         self._deadline = now + offer.deadline_ms / 1000 if offer.deadline_ms else 0.0
         self._excluded: list[str] = []
         self._grant: Grant | None = None
-        self._refusal: TicketRefused | None = None
+        self._refusal: tuple[str, str, float, QueueView, Rates | None] | None = None
         self._lost: Callable[[str], None] | None = None
         self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -168,7 +168,7 @@ class Ticket:
         if not self._settled.done():
             await self._settled
         if self._refusal is not None:
-            raise self._refusal
+            raise TicketRefused(*self._refusal)  # a kept one would hold frames that hold this ticket
         assert self._grant is not None, "a settled ticket has a grant or a refusal"
         return self._grant
 
@@ -182,6 +182,7 @@ class Ticket:
             return
         outcome = Outcome.UNUSED if self.phase is Phase.WAITING else outcome
         self.phase = Phase.ENDED
+        self._lost = None
         self._session.finish(self, outcome, tokens)
 
     def move(self, not_instance: str, outcome: Outcome) -> None:
@@ -219,16 +220,17 @@ class Ticket:
         self.phase = Phase.ENDED
         reason = pb.Reason.Name(refusal.reason).removeprefix("REASON_")
         queue = _view(refusal.queue)
-        self._refusal = TicketRefused(
-            reason, refusal.message, refusal.retry_after_ms / 1000, queue, _rates(refusal)
-        )
+        retry_after = refusal.retry_after_ms / 1000
+        self._refusal = (reason, refusal.message, retry_after, queue, _rates(refusal))
+        self._lost = None
         self._settle()
 
     def take_loss(self, reason: str) -> None:
         """The lease is gone; tells the relay."""
         self.phase = Phase.ENDED
-        if self._lost is not None:
-            self._lost(reason)
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            lost(reason)
 
     def held_lease(self, now: float) -> pb.HeldLease:
         """The lease as a Hello or a held statement tells it."""
