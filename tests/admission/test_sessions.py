@@ -244,7 +244,7 @@ class SessionMachine(RuleBasedStateMachine):
         """Admission's process was stopped: nobody's silence in that time counts."""
         before = {name: set(session.leases) for name, session in self.desk.dispatcher.sessions.items()}
         self.desk.now += seconds
-        self.desk.dispatcher.shift(seconds)
+        self.desk.dispatcher.shift(seconds, self.desk.now)
         self.desk.dispatcher.tick(self.desk.now)
         for name, leases in before.items():
             assert set(self.desk.dispatcher.sessions[name].leases) >= leases
