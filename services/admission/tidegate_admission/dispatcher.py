@@ -194,8 +194,8 @@ class Dispatcher:
         self.settle(now)
 
     def shift(self, gap: float, now: float) -> None:
-        """The process stood still for `gap` seconds until about `now`: whatever it measures by silence begins so
-        much later, but not later than now (some of it was heard before the gap was noticed).
+        """The process stood still for `gap` seconds until about `now`: whatever it measures by silence begins
+        so much later, but not later than now (some of it was heard before the gap was noticed).
 
         A caller's own deadline isn't shifted: the caller's clock went on.
         """
