@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tidegate_admission.dispatcher import Dispatcher
+from tidegate_admission.fairness import Tenants
 from tidegate_admission.limits import Limits
 from tidegate_admission.progress import FlowProgress
 from tidegate_admission.session import Hello, Session
@@ -93,9 +94,12 @@ def report(
 class Desk:
     """A dispatcher with a clock that the test owns."""
 
-    def __init__(self, max_queue: int = 200, queue_timeout: float = 300.0) -> None:
+    def __init__(
+        self, max_queue: int = 200, queue_timeout: float = 300.0, tenants: Tenants | None = None
+    ) -> None:
         self.now = 1000.0
-        self.dispatcher = Dispatcher(Limits(50, max_queue, queue_timeout), TTL, self.now)
+        limits = Limits(50, max_queue, queue_timeout, tenants=tenants or Tenants())
+        self.dispatcher = Dispatcher(limits, TTL, self.now)
         self.urgent: list[bool] = []
         self.dispatcher.on_demand = self.urgent.append
 

@@ -45,6 +45,8 @@ class Admission(admission_pb2_grpc.AdmissionServiceServicer):
         self.holding = False
         """Tickets wait until `grant` is called."""
         self.refusal: ad.Refusal | None = None
+        self.rates: ad.RateState | None = None
+        """What is left of the tenant's rates, told with each grant."""
         self.acquired: list[ad.Acquire] = []
         self.done: dict[int, ad.Done] = {}
         self.moves: list[ad.Move] = []
@@ -105,6 +107,8 @@ class Admission(admission_pb2_grpc.AdmissionServiceServicer):
 
     def grant(self, n: int, moves: int = 0, instance: str = "node/m/1") -> None:
         grant = ad.Grant(n=n, moves=moves, instance_id=instance, address=self.address, queue=QUEUE)
+        if self.rates is not None:
+            grant.rates.CopyFrom(self.rates)
         self.say(ad.Answer(grant=grant))
 
     def lose(self, n: int, reason: ad.Reason.ValueType) -> None:

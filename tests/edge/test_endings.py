@@ -39,7 +39,7 @@ async def test_a_client_that_leaves_while_queued_frees_its_place(bench: Make) ->
     await client.send("POST", CHAT, STREAM)
     await until(lambda: one.admission.acquired, "a ticket")
     client.leave()
-    assert await one.admission.outcome() == "CLIENT_GONE"
+    assert await one.admission.outcome() == "UNUSED"
     assert not one.server.seen
     assert (await one.edge.access())[0]["status"] == 499
 

@@ -277,9 +277,11 @@ async def test_roster(make: Make) -> None:
         admission.roster = ["edge-1", "edge-2"]
         admission.say()
         await admission.until(lambda: admission.reports)
+        assert admission.reports[0].first_admission
         async with Admission(service, incarnation=2).connected() as newer:
             first: pb.SupplyReport = await newer.until(lambda: newer.reports and newer.reports[0])
             assert first.roster_known
+            assert not first.first_admission
             assert list(first.roster) == ["edge-1", "edge-2"]
             await admission.until(lambda: admission.error)
             assert admission.error is not None
@@ -293,6 +295,7 @@ async def test_roster(make: Make) -> None:
     async with Admission(service, incarnation=3).connected() as admission:
         first = await admission.until(lambda: admission.reports and admission.reports[0])
         assert list(first.roster) == ["edge-3"]
+        assert not first.first_admission
 
 
 async def test_adoption_after_kill(make: Make) -> None:

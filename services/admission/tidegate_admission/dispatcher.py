@@ -14,13 +14,16 @@ from tidegate_admission.books import Books
 from tidegate_admission.demand import Demand, ModelDemand, of_gate
 from tidegate_admission.gate import Gate
 from tidegate_admission.limits import Limits
+from tidegate_admission.rates import Used
 from tidegate_admission.session import Held, Hello, Outbox, Session
 from tidegate_admission.statements import Statements
 from tidegate_admission.supply import ModelSupply, Supply
-from tidegate_admission.ticket import NO_GENERATION, Id, LeaseEnd, Ticket, TicketEnd
+from tidegate_admission.ticket import NO_GENERATION, Id, LeaseEnd, Phase, Ticket, TicketEnd
 
 NO_SUPPLY_AFTER = 10.0
 """Seconds after start in which lifecycle is waited for; later, without it, tickets are refused."""
+UNKNOWN = Used()
+"""It isn't known how many tokens were used."""
 
 
 class Dispatcher:
@@ -65,12 +68,18 @@ class Dispatcher:
         if refusal is not None:
             books.refused(refusal, now)
 
-    def done(self, session: Session, n: int, outcome: int, now: float) -> None:
-        """Ends a ticket or a lease, whichever `n` is; one that is unknown is counted, and nothing else."""
+    def done(self, session: Session, n: int, outcome: int, now: float, used: Used = UNKNOWN) -> None:
+        """Ends a ticket or a lease, whichever `n` is; one that is unknown is counted, and nothing else.
+        `used`: tokens, for the tenant's rate."""
         ticket = session.leases.pop(n, None) or session.tickets.pop(n, None)
         if ticket is None:
             self.books.unknown_ids += 1
             return
+        if ticket.meter is not None:
+            if ticket.phase is Phase.LEASED:
+                ticket.meter.settle(ticket, outcome, used, now)
+            else:
+                ticket.meter.refund(ticket)
         self.gates[ticket.model].done(ticket, outcome, now)
         self.books.dirty[ticket.model] = True
 
@@ -132,6 +141,8 @@ class Dispatcher:
         if books.no_supply or catalog != book.catalog:
             affected |= set(books.gates)
         books.no_supply = False
+        if books.rates is not None:
+            books.rates.heard(report.first_admission)
         for model in affected:
             item = book.view.get(model)
             if item is not None and item.instances:

@@ -33,6 +33,15 @@ class TenantRule:
     """Its share of slots and queue, relative to others'; from 1."""
     top: int = int(Band.NORMAL)
     """The highest band that its tickets may have."""
+    requests: int = 0
+    """Per minute, over all models; 0 = no limit."""
+    tokens: int = 0
+    """Per minute, over all models; 0 = no limit."""
+
+    @property
+    def rated(self) -> bool:
+        """It has a rate."""
+        return bool(self.requests or self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,11 @@ class Tenants:
 
     default: TenantRule = TenantRule()
     named: Mapping[str, TenantRule] = field(default_factory=dict)
+
+    @property
+    def rated(self) -> bool:
+        """Some tenant has a rate."""
+        return any(rule.rated for rule in (self.default, *self.named.values()))
 
     def of(self, name: str) -> TenantRule:
         """A tenant's rule."""

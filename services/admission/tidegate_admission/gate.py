@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tidegate_admission import estimate
 from tidegate_admission.affinity import Affinities
 from tidegate_admission.limits import Limits
 from tidegate_admission.outlook import Outlook
 from tidegate_admission.patience import QueueClock, loads_until
+from tidegate_admission.rates import Rates
 from tidegate_admission.slots import Slot
 from tidegate_admission.supply import MAY_SERVE, InstanceState, ModelSupply, present
 from tidegate_admission.tally import Tally
@@ -57,8 +59,10 @@ class Gate:
         silent: set[str],
         now: float,
         chance: Callable[[], float] = lambda: 0.5,
+        rates: Rates | None = None,
     ) -> None:
-        """`chance` gives numbers from 0 to 1: how long those that are refused are told to stay away."""
+        """`chance` gives numbers from 0 to 1: how long those that are refused are told to stay away.
+        `rates` are the book's; None = no tenant has any."""
         self.model = model
         self.tally = tally
         self.guarded = False
@@ -83,6 +87,8 @@ class Gate:
         self._catalog: Generation = NO_GENERATION
         self._clock = QueueClock(now)
         self._offered = tally.offered
+        self._chance = chance
+        self._rates = rates
 
     # --- verbs -----------------------------------------------------------------------------------------
 
@@ -91,26 +97,28 @@ class Gate:
 
         1. Supply says that the model can't be had, and is as new as the catalogue the ticket was judged by.
         2. The model will be ready after the caller's own deadline.
-        3. The queue is full: the ticket is refused, or takes the place of another one, which is
-           (`Turns.displaced` says when).
-        4. It waits, and the next `decide` may grant it.
+        3. The queue is full, and nobody makes room for it (`Turns.displaced` says when somebody does).
+        4. Its tenant's rates are used up.
+        5. It takes the place of another ticket, which is refused instead.
+        6. It waits, and the next `decide` may grant it.
         """
         self.tally.offered += 1
         ticket.band = self._limits.tenants.band(ticket.tenant, ticket.band)
         if self.refusal is not None and ticket.catalog <= self._catalog:  # 1
             return self._refused(ticket, now)
-        refusal = None
         if ticket.catalog <= self._catalog and not self.outlook.reaches(ticket.deadline, now):  # 2
             return self._unreachable(ticket, now)
-        if self.full():  # 3
-            displaced = self.turns.displaced(ticket, self.max_queue)
-            retry = self.outlook.retry_after(now, (displaced or ticket).tenant)
-            count = f"{len(self.waiting)} waiting"
-            words = f"the queue of model '{self.model}' is full ({count}); try again in {retry:.0f} s"
-            refusal = self._refuse(displaced or ticket, Reason.QUEUE_FULL, words, retry, TicketEnd.REFUSED)
-            if displaced is None:
-                return refusal
-        self._take_in(ticket, now)  # 4
+        displaced = self.turns.displaced(ticket, self.max_queue) if self.full() else None
+        if self.full() and displaced is None:  # 3
+            return self._queue_full(ticket, now)
+        short = self._rates.reserve(ticket, now) if self._rates is not None else None
+        if short is not None:  # 4
+            retry = estimate.retry_after(short.wait, self._chance())
+            return self._refuse(
+                ticket, Reason.RATE_LIMITED, short.words(ticket.tenant), retry, TicketEnd.REFUSED
+            )
+        refusal = self._queue_full(displaced, now) if displaced is not None else None  # 5
+        self._take_in(ticket, now)  # 6
         return refusal
 
     def restate_waiting(self, ticket: Ticket, now: float) -> None:
@@ -381,6 +389,12 @@ class Gate:
         ticket.become(Phase.ENDED)
         self.tally.refusals[reason] = self.tally.refusals.get(reason, 0) + 1
         return Refusal(ticket, reason, words, retry_after, self.view(), end)
+
+    def _queue_full(self, ticket: Ticket, now: float) -> Refusal:
+        retry = self.outlook.retry_after(now, ticket.tenant)
+        count = f"{len(self.waiting)} waiting"
+        words = f"the queue of model '{self.model}' is full ({count}); try again in {retry:.0f} s"
+        return self._refuse(ticket, Reason.QUEUE_FULL, words, retry, TicketEnd.REFUSED)
 
     def _refused(self, ticket: Ticket, now: float) -> Refusal:
         why = self.refusal

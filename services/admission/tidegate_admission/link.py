@@ -151,6 +151,7 @@ def from_wire(report: pb.SupplyReport, uptime: float) -> Supply:
         (report.catalog_generation.incarnation, report.catalog_generation.n),
         tuple(report.roster),
         report.roster_known,
+        report.first_admission,
     )
 
 

@@ -118,6 +118,7 @@ def read(dispatcher: Dispatcher, gaps: Gaps, now: float) -> list[Metric]:
         *_queues(dispatcher, now),
         *_sessions(dispatcher, now),
         *_records(dispatcher),
+        *_rates(dispatcher, now),
     ]
 
 
@@ -180,6 +181,21 @@ def _records(dispatcher: Dispatcher) -> list[Metric]:
             refusals.add_metric([name, reason.name.lower()], count)
         waits.add_metric([name], _buckets(tally), tally.wait_sum)
     return [grants, restated, halvings, tickets, leases, refusals, waits]
+
+
+def _rates(dispatcher: Dispatcher, now: float) -> list[Metric]:
+    limits = GaugeMetricFamily(
+        "tidegate_admission_rate_limit", "What a tenant may have per minute.", labels=["tenant", "kind"]
+    )
+    left = GaugeMetricFamily(
+        "tidegate_admission_rate_remaining", "What is left of it now.", labels=["tenant", "kind"]
+    )
+    for tenant, state in views.tenants(dispatcher, now):
+        for kind, one in (("requests", state.requests), ("tokens", state.tokens)):
+            if one is not None:
+                limits.add_metric([tenant, kind], one.limit)
+                left.add_metric([tenant, kind], one.remaining)
+    return [limits, left]
 
 
 def _buckets(tally: Tally) -> list[tuple[str, float]]:

@@ -52,6 +52,7 @@ class Stream:
         self.session: Session | None = None
         self._dispatcher, self._incarnation, self._clock, self._fatal = dispatcher, incarnation, clock, fatal
         self._max_outbox = max_outbox
+        self._rates = dispatcher.books.rates
         self._response = pb.SessionResponse(seq=1)
         self._answers = self._response.answers
         self._full: deque[pb.SessionResponse] = deque()
@@ -84,6 +85,8 @@ class Stream:
         queue.active = active
         queue.max_concurrent = max_concurrent
         queue.max_queue = max_queue
+        if self._rates is not None and (state := self._rates.state(ticket.tenant, self._clock())):
+            wire.put_rates(grant.rates, state)
 
     def refuse(self, refusal: Refusal) -> None:
         """See `session.Outbox`."""
@@ -101,6 +104,8 @@ class Stream:
                 max_queue=queue.max_queue,
             )
         )
+        if self._rates is not None and (state := self._rates.state(refusal.ticket.tenant, self._clock())):
+            wire.put_rates(answer.rates, state)
 
     def lost(self, n: int, reason: Reason) -> None:
         """See `session.Outbox`."""

@@ -80,6 +80,8 @@ class Supply:
     catalog: Generation = NO_GENERATION
     roster: tuple[str, ...] = ()
     roster_known: bool = False
+    first_admission: bool = False
+    """There was none before this one."""
 
 
 @dataclass(slots=True)

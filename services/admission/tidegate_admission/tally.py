@@ -18,7 +18,7 @@ WAIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 3
 GUESS = 1.0
 """Slot-seconds that a lease is charged while nothing has been measured."""
 _WEIGHT = 0.1
-"""Share of the newest service time in the mean: about the last twenty count."""
+"""Share of the newest value in a mean: about the last twenty count."""
 
 
 class Tally:
@@ -80,11 +80,11 @@ class Tally:
     def served(self, tenant: str, seconds: float) -> None:
         """Notes how long a released lease was held."""
         self.drain.released += 1
-        self.service_mean = _blend(self.service_mean, seconds)
+        self.service_mean = blend(self.service_mean, seconds)
         mean = self.means.get(tenant, 0.0)
         if not mean and len(self.means) >= MAX_IDLE:
             del self.means[next(iter(self.means))]
-        self.means[tenant] = _blend(mean, seconds)
+        self.means[tenant] = blend(mean, seconds)
 
     def length(self, tenant: str) -> float:
         """What a tenant's next lease is charged, in slot-seconds: the tenant's mean, else the model's, else
@@ -104,5 +104,6 @@ class Tally:
         self.wait_counts = [a + b for a, b in zip(self.wait_counts, other.wait_counts, strict=True)]
 
 
-def _blend(mean: float, seconds: float) -> float:
-    return mean + _WEIGHT * (seconds - mean) if mean else seconds
+def blend(mean: float, newest: float) -> float:
+    """A mean of late, with its newest value; 0 = there is none yet."""
+    return mean + _WEIGHT * (newest - mean) if mean else newest

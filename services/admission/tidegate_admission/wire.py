@@ -12,8 +12,9 @@ import grpc
 
 from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate_admission.affinity import MAX_AFFINITY
-from tidegate_admission.dispatcher import Dispatcher
+from tidegate_admission.dispatcher import UNKNOWN, Dispatcher
 from tidegate_admission.fairness import DEFAULT_TENANT
+from tidegate_admission.rates import Allowance, RateState, Used
 from tidegate_admission.session import Held, Hello, Session
 from tidegate_admission.ticket import Band, Outcome, Ticket
 from tidegate_chassis.errors import Refused
@@ -56,14 +57,15 @@ class HelloParts:
 
 def operations(dispatcher: Dispatcher, session: Session, message: pb.Operations, now: float) -> None:
     """Carries out a batch of verbs in its order, then lets the gates decide once."""
-    session_id = session.id
+    session_id, rated = session.id, dispatcher.books.rates is not None
     for operation in message.operations:
         verb = operation.WhichOneof("verb")
         if verb == "acquire":
             dispatcher.acquire(session, _ticket(session_id, operation.acquire, now), now)
         elif verb == "done":
             done = operation.done
-            dispatcher.done(session, done.n, done.outcome or Outcome.OK, now)
+            used = _used(done) if rated else UNKNOWN
+            dispatcher.done(session, done.n, done.outcome or Outcome.OK, now, used)
         elif verb == "move":
             move = operation.move
             dispatcher.move(session, move.n, move.not_instance_id, move.outcome, move.moves, now)
@@ -81,6 +83,24 @@ def held(items: Iterable[pb.HeldLease]) -> list[Held]:
 def tenant(name: str) -> str:
     """A tenant's name on tickets and leases."""
     return "" if name == DEFAULT_TENANT else name[:MAX_TENANT]
+
+
+def put_rates(into: pb.RateState, state: RateState) -> None:
+    """Writes what is left of a tenant's rates."""
+    if state.requests is not None:
+        _put(into.requests, state.requests)
+    if state.tokens is not None:
+        _put(into.tokens, state.tokens)
+
+
+def _put(into: pb.Allowance, one: Allowance) -> None:
+    into.limit = one.limit
+    into.remaining = one.remaining
+    into.reset_ms = math.ceil(one.reset * 1000)
+
+
+def _used(done: pb.Done) -> Used:
+    return Used(done.prompt_tokens, done.completion_tokens, done.tokens_estimated, done.without_tokens)
 
 
 def _ticket(session_id: str, acquire: pb.Acquire, now: float) -> Ticket:

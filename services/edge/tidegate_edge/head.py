@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import getrandbits
 
 from tidegate_edge.envelope import Failure
-from tidegate_edge.ticket import Band, QueueView
+from tidegate_edge.ticket import Band, QueueView, Rates
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -32,6 +32,7 @@ _SET_HERE = _HOP_BY_HOP | {
     b"x-request-id", b"x-queue-depth", b"x-max-concurrent", b"x-max-queue-size", b"x-tidegate-queue-ms",
     b"x-tidegate-instance",
 }  # fmt: skip
+_RATE = b"x-ratelimit-"
 _LONGEST_DEADLINE = 86_400_000
 _LONGEST_SAID = 40
 """Characters of a caller's value that are repeated in a message."""
@@ -152,7 +153,10 @@ def _band(value: bytes) -> Band:
 
 
 def to_client(headers: Headers, own: Headers) -> Headers:
-    """A model server's response fields without those of its connection, and with the edge's own."""
+    """A model server's response fields without those of its connection, and with the edge's own.
+
+    What it says about rates is passed on where the tenant has none here: two limits can't be told apart.
+    """
     named: tuple[bytes, ...] = ()
     kept = []
     for name, value in headers:
@@ -163,6 +167,8 @@ def to_client(headers: Headers, own: Headers) -> Headers:
             named = tuple(token.strip().lower() for token in value.split(b","))
     if named:
         kept = [field for field in kept if field[0] not in named]
+    if any(name.startswith(_RATE) for name, _ in own):
+        kept = [field for field in kept if not field[0].startswith(_RATE)]
     return kept + own
 
 
@@ -173,6 +179,29 @@ def queue_fields(queue: QueueView) -> Headers:
         (b"x-max-concurrent", b"%d" % queue.max_concurrent),
         (b"x-max-queue-size", b"%d" % queue.max_queue),
     ]
+
+
+def rate_fields(rates: Rates | None) -> Headers:
+    """What is left of the tenant's rates, in OpenAI's fields; none where it has none."""
+    fields = []
+    for name, one in rates.items() if rates else ():
+        kind = name.encode()
+        fields.append((_RATE + b"limit-" + kind, b"%d" % one.limit))
+        fields.append((_RATE + b"remaining-" + kind, b"%d" % one.remaining))
+        fields.append((_RATE + b"reset-" + kind, _duration(one.reset)))
+    return fields
+
+
+def _duration(milliseconds: int) -> bytes:
+    """As OpenAI writes durations: 0s, 120ms, 1.5s, 6m0s, 1h0m0s."""
+    if 0 < milliseconds < 1000:
+        return b"%dms" % milliseconds
+    minutes, rest = divmod(milliseconds, 60_000)
+    seconds = f"{rest / 1000:g}s"
+    if not minutes:
+        return seconds.encode()
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}h" * bool(hours) + f"{minutes}m{seconds}").encode()
 
 
 def field(headers: Headers, wanted: bytes) -> bytes:

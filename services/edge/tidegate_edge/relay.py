@@ -20,7 +20,7 @@ from tidegate_edge.answer import Answer, Cut
 from tidegate_edge.catalog import Model
 from tidegate_edge.due import Due
 from tidegate_edge.envelope import Failure, loss, refusal, upstream_error
-from tidegate_edge.head import Head, Headers, field, queue_fields, to_client
+from tidegate_edge.head import Head, Headers, field, queue_fields, rate_fields, to_client
 from tidegate_edge.multipart import is_multipart, read_multipart
 from tidegate_edge.record import Record
 from tidegate_edge.request import Body, read_json
@@ -28,7 +28,7 @@ from tidegate_edge.shared import Edge
 from tidegate_edge.sockets import hang_up
 from tidegate_edge.ticket import Grant, Outcome, Ticket, TicketRefused
 from tidegate_edge.upstream import Broken, ConnectFailed, Reply
-from tidegate_edge.usage import Tail
+from tidegate_edge.usage import Tail, estimate
 from tidegate_edge.waiting import Waiting, describe
 from tidegate_edge.watchdog import Watchdog
 
@@ -175,13 +175,14 @@ class Relay:
     def _offer(self, model: Model, body: Body) -> None:
         edge, settings = self._edge, self._edge.settings
         comments = body.stream and settings.keepalive_after > 0
+        self._record.asked = len(body.raw) // 4 if body.json else 0
         self._ticket = edge.session.acquire(
             model.name,
             tenant=self._head.tenant,
             band=self._head.band,
             deadline=self._due.left(),
             catalog_generation=edge.catalog.generation,
-            token_estimate=min(len(body.raw) // 4 + body.max_tokens, 2**32 - 1),
+            token_estimate=min(estimate(self._path, self._record.asked, body.max_tokens), 2**32 - 1),
             affinity=self._head.affinity,
             trace_parent=self._record.trace_parent,
             wants_progress=comments,
@@ -202,7 +203,8 @@ class Relay:
             grant = await self._due.granted(self._ticket.granted())
         except TicketRefused as refused:
             self._own += queue_fields(refused.queue)
-            raise refusal(refused.reason, refused.message, refused.retry_after) from None
+            self._own += rate_fields(refused.rates)
+            raise refusal(refused.reason, refused.message, refused.retry_after, refused.rates) from None
         finally:
             self._record.queued += self._dog.now() - offered
         self._record.instance = grant.instance_id
@@ -257,6 +259,7 @@ class Relay:
         self._body = None
         self._edge.bodies.drop(self)
         self._own += queue_fields(grant.queue)
+        self._own += rate_fields(grant.rates)
         self._own.append((b"x-tidegate-queue-ms", b"%d" % (self._record.queued * 1000)))
         self._own.append((b"x-tidegate-instance", grant.instance_id.encode()))
         return reply
@@ -358,8 +361,7 @@ class Relay:
         if reply is not None and not self._ended:
             reply.close()
         if ticket is not None:
-            prompt, completion, estimated = self._record.tokens(self._tail)
-            ticket.done(self._outcome, prompt, completion, estimated)
+            ticket.done(self._outcome, self._record.tokens(self._tail))
         self._edge.bodies.drop(self)
         if self._waiting is not None and self._closing:
             self._waiting.abandon()

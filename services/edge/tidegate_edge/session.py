@@ -24,6 +24,7 @@ from tidegate_chassis import rpc
 from tidegate_chassis.process import GapMeter, monotonic
 from tidegate_edge.places import place
 from tidegate_edge.ticket import Band, Outcome, Phase, Ticket
+from tidegate_edge.usage import Tokens
 
 log = structlog.get_logger("tidegate.edge.session")
 
@@ -130,14 +131,17 @@ class Session:
         self._say(operation)
         return ticket
 
-    def finish(self, ticket: Ticket, outcome: Outcome, prompt: int, completion: int, estimated: bool) -> None:
+    def finish(self, ticket: Ticket, outcome: Outcome, tokens: Tokens) -> None:
         """Tells admission how a ticket ended (called by `Ticket.done`)."""
         self._tickets.pop(ticket.n, None)
         operation = pb.Operation()
         done = operation.done
         done.n, done.outcome = ticket.n, outcome.value
-        if prompt or completion:
-            done.prompt_tokens, done.completion_tokens, done.tokens_estimated = prompt, completion, estimated
+        if tokens.prompt or tokens.completion:
+            done.prompt_tokens, done.completion_tokens = tokens.prompt, tokens.completion
+            done.tokens_estimated = tokens.estimated
+        elif tokens.none:
+            done.without_tokens = True
         self._say(operation)
 
     def send_move(self, ticket: Ticket, not_instance: str, outcome: Outcome) -> None:

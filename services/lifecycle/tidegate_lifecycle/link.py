@@ -30,6 +30,8 @@ class Stream:
     """The next report is the first of the stream and carries the roster."""
     roster: tuple[str, ...] | None = None
     """What the admission before it sent last; None = there was none."""
+    first_admission: bool = False
+    """There was no admission before it."""
     ended: Refused | None = None
     """Why the service ends it."""
 
@@ -48,8 +50,10 @@ class Stream:
 class Link:
     """The demand in force. Used by the reconciler alone, but for reading."""
 
-    def __init__(self, boot: int, roster: list[str] | None) -> None:
+    def __init__(self, boot: int, roster: list[str] | None, no_admission: bool = False) -> None:
         self.boot = boot
+        self.no_admission = no_admission
+        """None has ever connected."""
         self.stream: Stream | None = None
         self.incarnation = 0
         self.born = -math.inf
@@ -112,6 +116,7 @@ class Link:
             self.stream.end(_superseded())
         self.stream, self.incarnation, self.born = stream, report.admission_incarnation, born
         stream.answered, stream.roster = True, self.roster
+        stream.first_admission, self.no_admission = self.no_admission, False
         stream.mark(urgent=True)
         return True
 

@@ -191,11 +191,13 @@ class Reconciler:
 
     def _demand_came(self, message: m.DemandCame, now: float) -> None:
         before, settled = self.fleet.link.roster, self.fleet.link.settled
-        connected = self.fleet.link.connected
+        connected, first = self.fleet.link.connected, self.fleet.link.no_admission
         if not self.fleet.link.take(message.stream, message.report, self.fleet.instances, now):
             return
         if not connected:
             self.fleet.events.add(now, "admission_connected")
+        if first:
+            self.fleet.spawn(self.fleet.store.set_admission())
         if self.fleet.link.settled and not settled:
             log.info("admission is settled", roster=len(self.fleet.link.roster or ()))
         if self.fleet.link.roster != before:

@@ -483,7 +483,9 @@ class Acquire(_message.Message):
     deadline_ms: _builtins.int
     """The caller's own deadline, in ms from now; 0 = none. The model's queue timeout holds anyway."""
     token_estimate: _builtins.int
-    """Tokens the request may cost, prompt and completion; 0 = unknown, the tenant's mean is taken."""
+    """Tokens the request may cost, prompt and completion; 0 = unknown, the tenant's mean for the model is
+    taken. So many are reserved of the tenant's rate, but never more than one minute's worth.
+    """
     affinity: _builtins.str
     """Requests of a tenant with the same non-empty value go to the same instance where it has room; its first
     128 characters count.
@@ -529,6 +531,7 @@ class Done(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     TOKENS_ESTIMATED_FIELD_NUMBER: _builtins.int
+    WITHOUT_TOKENS_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """The id."""
     outcome: Global___Outcome.ValueType
@@ -539,6 +542,10 @@ class Done(_message.Message):
     """Tokens of the completion as the response told or as they were counted, or 0."""
     tokens_estimated: _builtins.bool
     """The tokens are an estimate (content events counted), because the response told none."""
+    without_tokens: _builtins.bool
+    """Nothing was generated and that is known (the upstream answered with an error, say). Otherwise two zeros
+    mean that the tokens aren't known, and what was reserved counts.
+    """
     def __init__(
         self,
         *,
@@ -547,10 +554,11 @@ class Done(_message.Message):
         prompt_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
         tokens_estimated: _builtins.bool = ...,
+        without_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "n", b"n", "outcome", b"outcome", "prompt_tokens", b"prompt_tokens", "tokens_estimated", b"tokens_estimated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "n", b"n", "outcome", b"outcome", "prompt_tokens", b"prompt_tokens", "tokens_estimated", b"tokens_estimated", "without_tokens", b"without_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -833,6 +841,66 @@ class QueueState(_message.Message):
 Global___QueueState: _TypeAlias = QueueState  # noqa: Y015
 
 @_typing.final
+class RateState(_message.Message):
+    """What is left of a tenant's rates, over all edges and models."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> Global___Allowance:
+        """Requests; unset = no limit."""
+
+    @_builtins.property
+    def tokens(self) -> Global___Allowance:
+        """Tokens, of prompts and answers; unset = no limit."""
+
+    def __init__(
+        self,
+        *,
+        requests: Global___Allowance | None = ...,
+        tokens: Global___Allowance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateState: _TypeAlias = RateState  # noqa: Y015
+
+@_typing.final
+class Allowance(_message.Message):
+    """What is left of one rate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    RESET_MS_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """Per minute, and at once."""
+    remaining: _builtins.int
+    """What may be had now."""
+    reset_ms: _builtins.int
+    """Time until all of it may be had again if nothing more is, in ms."""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        remaining: _builtins.int = ...,
+        reset_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "remaining", b"remaining", "reset_ms", b"reset_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Allowance: _TypeAlias = Allowance  # noqa: Y015
+
+@_typing.final
 class Grant(_message.Message):
     """A slot: send the request to this instance now."""
 
@@ -845,6 +913,7 @@ class Grant(_message.Message):
     WAITED_MS_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
     LOADING_MS_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """The ticket, now a lease."""
     moves: _builtins.int
@@ -861,6 +930,10 @@ class Grant(_message.Message):
     def queue(self) -> Global___QueueState:
         """The queue just after the grant."""
 
+    @_builtins.property
+    def rates(self) -> Global___RateState:
+        """What is left of the tenant's rates; unset = it has none."""
+
     def __init__(
         self,
         *,
@@ -871,10 +944,11 @@ class Grant(_message.Message):
         waited_ms: _builtins.int = ...,
         queue: Global___QueueState | None = ...,
         loading_ms: _builtins.int = ...,
+        rates: Global___RateState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue", "rates", b"rates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "instance_id", b"instance_id", "loading_ms", b"loading_ms", "moves", b"moves", "n", b"n", "queue", b"queue", "waited_ms", b"waited_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "instance_id", b"instance_id", "loading_ms", b"loading_ms", "moves", b"moves", "n", b"n", "queue", b"queue", "rates", b"rates", "waited_ms", b"waited_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -891,6 +965,7 @@ class Refusal(_message.Message):
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """The ticket."""
     reason: Global___Reason.ValueType
@@ -903,6 +978,10 @@ class Refusal(_message.Message):
     def queue(self) -> Global___QueueState:
         """The queue at that moment."""
 
+    @_builtins.property
+    def rates(self) -> Global___RateState:
+        """What is left of the tenant's rates; unset = it has none."""
+
     def __init__(
         self,
         *,
@@ -911,10 +990,11 @@ class Refusal(_message.Message):
         retry_after_ms: _builtins.int = ...,
         message: _builtins.str = ...,
         queue: Global___QueueState | None = ...,
+        rates: Global___RateState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue", "rates", b"rates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "n", b"n", "queue", b"queue", "reason", b"reason", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "n", b"n", "queue", b"queue", "rates", b"rates", "reason", b"reason", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1156,6 +1236,7 @@ class RenewRequest(_message.Message):
     LEASE_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     holder_id: _builtins.str
     """The holder that acquired it."""
     lease_id: _builtins.str
@@ -1164,6 +1245,8 @@ class RenewRequest(_message.Message):
     """The model, so that an admission that has restarted can restate it."""
     instance_id: _builtins.str
     """The instance, likewise."""
+    tenant: _builtins.str
+    """The tenant, likewise; empty = `default`."""
     def __init__(
         self,
         *,
@@ -1171,10 +1254,11 @@ class RenewRequest(_message.Message):
         lease_id: _builtins.str = ...,
         model: _builtins.str = ...,
         instance_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder_id", b"holder_id", "instance_id", b"instance_id", "lease_id", b"lease_id", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder_id", b"holder_id", "instance_id", b"instance_id", "lease_id", b"lease_id", "model", b"model", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1211,22 +1295,32 @@ class ReleaseRequest(_message.Message):
     HOLDER_ID_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     holder_id: _builtins.str
     """The holder that acquired it."""
     lease_id: _builtins.str
     """The lease."""
     outcome: Global___Outcome.ValueType
     """How it ended."""
+    prompt_tokens: _builtins.int
+    """As in Done: tokens of the prompt, or 0. When both are 0, what was reserved counts, unless the outcome is
+    one of an upstream that failed.
+    """
+    completion_tokens: _builtins.int
+    """Tokens of the completion, or 0."""
     def __init__(
         self,
         *,
         holder_id: _builtins.str = ...,
         lease_id: _builtins.str = ...,
         outcome: Global___Outcome.ValueType = ...,
+        prompt_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder_id", b"holder_id", "lease_id", b"lease_id", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "holder_id", b"holder_id", "lease_id", b"lease_id", "outcome", b"outcome", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1483,6 +1577,7 @@ class Queues(_message.Message):
     SESSIONS_FIELD_NUMBER: _builtins.int
     SUPPLY_SETTLED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """Admission's random number of this boot."""
     uptime_ms: _builtins.int
@@ -1499,6 +1594,10 @@ class Queues(_message.Message):
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionInfo]:
         """All sessions."""
 
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantRate]:
+        """The tenants that are configured with a rate."""
+
     def __init__(
         self,
         *,
@@ -1508,14 +1607,43 @@ class Queues(_message.Message):
         sessions: _abc.Iterable[Global___SessionInfo] | None = ...,
         supply_settled: _builtins.bool = ...,
         version: _builtins.str = ...,
+        tenants: _abc.Iterable[Global___TenantRate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "models", b"models", "sessions", b"sessions", "supply_settled", b"supply_settled", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "models", b"models", "sessions", b"sessions", "supply_settled", b"supply_settled", "tenants", b"tenants", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Queues: _TypeAlias = Queues  # noqa: Y015
+
+@_typing.final
+class TenantRate(_message.Message):
+    """The rates of one tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def rates(self) -> Global___RateState:
+        """What is left."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        rates: Global___RateState | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rates", b"rates"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rates", b"rates", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantRate: _TypeAlias = TenantRate  # noqa: Y015
 
 @_typing.final
 class ModelQueue(_message.Message):

@@ -392,12 +392,17 @@ class SupplyReport(_message.Message):
     ROSTER_FIELD_NUMBER: _builtins.int
     ROSTER_KNOWN_FIELD_NUMBER: _builtins.int
     CATALOG_GENERATION_FIELD_NUMBER: _builtins.int
+    FIRST_ADMISSION_FIELD_NUMBER: _builtins.int
     whole: _builtins.bool
     """The report names every model; otherwise only those that changed."""
     settled: _builtins.bool
     """The first reconcile is done. While false, admission keeps the last settled supply beside it."""
     roster_known: _builtins.bool
     """A roster was ever received. Without one, admission goes by the age of the instances."""
+    first_admission: _builtins.bool
+    """With the first whole report of a stream: no admission has ever connected before this one, so nothing was
+    used of any rate.
+    """
     @_builtins.property
     def generation(self) -> Global___Generation:
         """Lifecycle's count of this report; its incarnation rises with each boot."""
@@ -429,10 +434,11 @@ class SupplyReport(_message.Message):
         roster: _abc.Iterable[_builtins.str] | None = ...,
         roster_known: _builtins.bool = ...,
         catalog_generation: Global___Generation | None = ...,
+        first_admission: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["catalog_generation", b"catalog_generation", "generation", b"generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_generation", b"catalog_generation", "generation", b"generation", "models", b"models", "removed_models", b"removed_models", "roster", b"roster", "roster_known", b"roster_known", "settled", b"settled", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_generation", b"catalog_generation", "first_admission", b"first_admission", "generation", b"generation", "models", b"models", "removed_models", b"removed_models", "roster", b"roster", "roster_known", b"roster_known", "settled", b"settled", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
