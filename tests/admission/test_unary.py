@@ -172,10 +172,13 @@ async def test_a_gap_of_the_loop_shifts_unary_leases_too() -> None:
     client = Client()
     lease = await client.acquire("one")
     client.desk.now += 3 * TTL
-    client.desk.dispatcher.shift(3 * TTL)
+    client.desk.dispatcher.shift(3 * TTL, client.desk.now)
     client.desk.wait(0.05)
     assert client.renew(lease)
     assert client.counts() == (0, 1)
+    client.desk.dispatcher.shift(3 * TTL, client.desk.now)  # renewed in time: a gap before that adds nothing
+    client.desk.wait(TTL)
+    assert client.counts() == (0, 0)
 
 
 async def test_a_restated_lease_is_its_tenants_and_its_tokens_are_paid_by_nobody() -> None:

@@ -207,14 +207,15 @@ class Dispatcher:
             self._each_second(now)
         self.settle(now)
 
-    def shift(self, gap: float) -> None:
-        """The process stood still for `gap` seconds: whatever it measures by silence begins so much later.
+    def shift(self, gap: float, now: float) -> None:
+        """The process stood still for `gap` seconds until about `now`: whatever it measures by silence begins
+        so much later, but not later than now (some of it was heard before the gap was noticed).
 
         A caller's own deadline isn't shifted: the caller's clock went on.
         """
         self.books.window.shift(gap)
         for session in self.sessions.values():
-            session.shift(gap)
+            session.shift(gap, now)
         for gate in self.gates.values():
             gate.shift(gap)
 
