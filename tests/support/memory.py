@@ -232,7 +232,6 @@ class Call:
             self._timer.cancel()
         self._network.calls.pop(self, None)
         self._channel.calls.pop(self, None)
-        self._connected.set()
         self._dialling.cancel()
         self.down.close(drop=status is _LEFT)
         asyncio.get_running_loop().call_later(self._network.linger(), self._end_handler)
@@ -272,8 +271,14 @@ class Call:
         if code is not grpc.StatusCode.OK:
             raise aio.AioRpcError(code, aio.Metadata(), aio.Metadata(*trailing), words)
 
+    async def wait_for_connection(self) -> None:
+        """Until the server is reached; as in grpc.aio this goes on when the call ends before."""
+        await self._connected.wait()
+        if self.done():
+            self.raise_for_status()
+
     async def write(self, request: Any) -> None:
-        """Sends a request."""
+        """Sends a request; waits as `wait_for_connection`."""
         if self.done() or self._half_closed:
             raise asyncio.InvalidStateError("RPC already finished")
         try:
