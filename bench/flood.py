@@ -126,8 +126,8 @@ def _compare(
     table.row(
         "of the nine's requests not served",
         "",
-        sum(answer.status != 200 for answer in alone),
-        sum(count for status, count in statuses.items() if status != 200),
+        _unserved(alone),
+        _unserved(during),
         target="0",
         met=set(statuses) == {200},
     )
@@ -144,6 +144,13 @@ def _compare(
         )
     means = [[_mean(answers, name) for name in NINE] for answers in (alone, during)]
     table.row("Jain's index of the nine's mean latencies", "", *(f"{jain(values):.3f}" for values in means))
+
+
+def _unserved(answers: list[Answer]) -> str:
+    """How many have no answer or another one than 200, and their statuses (0 = none came)."""
+    statuses = Counter(answer.status for answer in answers if answer.status != 200)
+    told = ", ".join(f"{count} × {status}" for status, count in sorted(statuses.items()))
+    return told or "0"
 
 
 def _mean(answers: list[Answer], tenant: str) -> float:
