@@ -35,6 +35,16 @@ class StartSpec:
     device_ids: tuple[str, ...]
     reserved_mib: int
     """Memory reserved for it on each of its devices, in MiB."""
+    image: str = ""
+    """Containers: the image that it runs in."""
+    image_entrypoint: bool = False
+    """Containers: `argv` are arguments for the image's own entrypoint, not a whole command."""
+    volumes: tuple[str, ...] = ()
+    """Containers: `SOURCE:TARGET[:ro]`; paths are relative to `cwd`."""
+    cards: tuple[str, ...] = ()
+    """Containers: how the driver names its devices; empty = declared ones, which nobody can hand over."""
+    hub: bool = False
+    """Containers: it loads from the hub, so that it gets the hub's cache."""
 
     @property
     def address(self) -> str:
