@@ -21,9 +21,8 @@ def why_not() -> str:
     """Why no Docker engine can be used here; empty = one can."""
     try:
         with engine() as client:
-            client.inspect_image(PYTHON)
-    except APIError:
-        return f"the image {PYTHON} is not on the Docker engine (docker pull {PYTHON})"
+            if not client.images(PYTHON):
+                return f"the image {PYTHON} is not on the Docker engine (docker pull {PYTHON})"
     except DockerException:
         return "no Docker engine can be reached"
     return ""

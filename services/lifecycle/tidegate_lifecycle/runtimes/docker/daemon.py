@@ -141,6 +141,8 @@ def spawn(target: Callable[[], None], name: str) -> threading.Thread:
 
 def translated(error: Exception) -> Exception:
     """An error of the SDK in our words; any other one as it is, for it is a fault of ours."""
+    if type(error) is DockerException and isinstance(error.__cause__, Exception):
+        return translated(error.__cause__)  # the SDK's constructor wraps what its first call met
     if isinstance(error, APIError) and error.status_code is not None:
         said = str(error.explanation or error)
         kind = Absent if error.status_code == 404 else Declined

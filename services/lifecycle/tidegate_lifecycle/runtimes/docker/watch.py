@@ -44,7 +44,7 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._closing = threading.Event()
         self._stream: Any = None
-        spawn(self._run, "tidegate-docker-events")
+        self._thread = spawn(self._run, "tidegate-docker-events")
 
     def close(self) -> None:
         """Ends it. Blocks for a moment: called in a thread."""
@@ -53,6 +53,7 @@ class Watch:
         if stream is not None:
             with contextlib.suppress(Exception):  # it may have ended by itself in this very moment
                 stream.close()
+        self._thread.join(1.0)  # one that a hung daemon holds is left behind
 
     def _run(self) -> None:
         pause, said = AGAIN_IN[0], ""
