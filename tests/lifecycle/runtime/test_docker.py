@@ -187,7 +187,7 @@ async def test_an_orphan_of_ours_is_removed(kind: DockerKind, runtime: DockerRun
     """What bears our label and was started by nobody here goes, and soon."""
     labels = {containers.OWNER: kind.owner, containers.INSTANCE: "late"}
     await asyncio.to_thread(lambda: created(labels=labels))
-    await eventually(lambda: not containers.bearing(owner=kind.owner), 5)
+    await eventually(lambda: not containers.bearing(owner=kind.owner))
 
 
 async def test_a_name_that_is_taken_is_made_anew(kind: DockerKind) -> None:

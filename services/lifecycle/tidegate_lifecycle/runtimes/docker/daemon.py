@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import requests
+import urllib3
 from docker.api.client import APIClient
 from docker.errors import APIError, DockerException
 from docker.utils import kwargs_from_env
@@ -70,6 +71,13 @@ class Absent(Declined):
     """There is no such container, image or network (any more)."""
 
 
+class _Client(APIClient):
+    """The SDK gives a pull no timeout at all, not even between two words of it; here it has the client's."""
+
+    def _post(self, url: str, **keywords: Any) -> Any:
+        return super()._post(url, **{**keywords, "timeout": self.timeout})
+
+
 class Daemon:
     """The Docker daemon that the environment names (DOCKER_HOST), by default the local one."""
 
@@ -101,7 +109,7 @@ class Daemon:
 
     def client(self, timeout: float) -> APIClient:
         """A new client. Blocks: called in a thread. It speaks the newest version that both sides know."""
-        return APIClient(version="auto", timeout=timeout, **kwargs_from_env(environment=self._environ))  # type: ignore[arg-type]
+        return _Client(version="auto", timeout=timeout, **kwargs_from_env(environment=self._environ))  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Closes all connections and lets the threads go. Blocks for a moment: called in a thread."""
@@ -147,8 +155,10 @@ def translated(error: Exception) -> Exception:
         said = str(error.explanation or error)
         kind = Absent if error.status_code == 404 else Declined
         return kind(words.why(said), error.status_code, said)
-    if isinstance(error, requests.Timeout):
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
         return NoAnswer("Docker gave no answer in time")
-    if isinstance(error, requests.RequestException | DockerException | OSError):
+    if isinstance(
+        error, requests.RequestException | urllib3.exceptions.HTTPError | DockerException | OSError
+    ):
         return NoAnswer(words.unreachable(error))
     return error

@@ -36,7 +36,7 @@ class Ours:
         network: str = "",
         own: place.Own | None = None,
     ) -> None:
-        self._daemon, self._patience = daemon, daemon.patience
+        self._daemon = daemon
         self._options, self._environ, self._random = options, environ, random
         self.owner, self.network, self.own = owner, network, own
 
@@ -44,7 +44,7 @@ class Ours:
         """The new container's id. A name that is taken (an old one is being removed) is made anew."""
         for attempt in range(3):
             try:
-                return await self._daemon.call(self._patience.start, self._creation(spec))
+                return await self._daemon.call(self._daemon.patience.start, self._creation(spec))
             except Declined as error:
                 if error.status != 409 or attempt == 2:
                     raise
@@ -82,7 +82,7 @@ class Ours:
         for attempt in range(2):
             try:
                 await self._daemon.call(
-                    self._patience.start, partial(APIClient.start, container=container_id)
+                    self._daemon.patience.start, partial(APIClient.start, container=container_id)
                 )
                 return
             except Declined as error:
@@ -96,21 +96,21 @@ class Ours:
         wanted = [f"{containers.OWNER}={self.owner}"]
         wanted += [f"{containers.INSTANCE}={instance_id}"] if instance_id else []
         entries = await self._daemon.call(
-            self._patience.look, lambda client: client.containers(all=True, filters={"label": wanted})
+            self._daemon.patience.look, lambda client: client.containers(all=True, filters={"label": wanted})
         )
         return [containers.listed(entry) for entry in entries]
 
     async def inspect(self, container_id: str) -> Inspected:
         """What Docker tells of it now."""
         data = await self._daemon.call(
-            self._patience.look, partial(APIClient.inspect_container, container=container_id)
+            self._daemon.patience.look, partial(APIClient.inspect_container, container=container_id)
         )
         return containers.inspected(data, self.network)
 
     async def signal(self, container_id: str, name: str) -> None:
         """Sends it a signal."""
         await self._daemon.call(
-            self._patience.end, partial(APIClient.kill, container=container_id, signal=name)
+            self._daemon.patience.end, partial(APIClient.kill, container=container_id, signal=name)
         )
 
     async def remove(self, container_id: str) -> None:
@@ -119,7 +119,7 @@ class Ours:
         while True:
             try:
                 await self._daemon.call(
-                    self._patience.end,
+                    self._daemon.patience.end,
                     partial(APIClient.remove_container, container=container_id, v=True, force=True),
                 )
             except Absent:

@@ -63,7 +63,6 @@ class DockerRuntime:
     ) -> None:
         self._data_dir, self._options, self._own_ids = data_dir, options, own_ids
         self._daemon = Daemon(patience, environ)
-        self._patience = self._daemon.patience
         self._images = Images(self._daemon, options.pull)
         self._logs = LastWords(self._daemon, data_dir / "logs")
         self._notes = Notes(data_dir)
@@ -92,7 +91,7 @@ class DockerRuntime:
             reason = f"{error.filename or self._data_dir} can't be used: {error.strerror}"
             raise ConfigError([Problem("lifecycle.data_dir", reason)]) from error
         try:
-            version = await self._daemon.call(self._patience.look, lambda client: client.version())
+            version = await self._daemon.call(self._daemon.patience.look, lambda client: client.version())
             ids = await asyncio.to_thread(self._own_ids)
             own = self._ours.own = await place.own_container(self._daemon, ids)
             self._ours.network = await place.settle_network(self._daemon, self._options.network, own)
