@@ -30,6 +30,7 @@ THREADS = 8
 """Calls that run at one time."""
 WAITING = 64
 """Calls that may wait for a thread; more fail at once."""
+_LOST = (requests.RequestException, urllib3.exceptions.HTTPError, DockerException, OSError)
 _SDK_SHARE = 0.8
 """The SDK's own timeout, as a share of a call's deadline."""
 
@@ -75,7 +76,7 @@ class _Client(APIClient):
     """The SDK gives a pull no timeout at all, not even between two words of it; here it has the client's."""
 
     def _post(self, url: str, **keywords: Any) -> Any:
-        return super()._post(url, **{**keywords, "timeout": self.timeout})
+        return super()._post(url, **{**keywords, "timeout": self.timeout})  # type: ignore[misc]
 
 
 class Daemon:
@@ -157,8 +158,6 @@ def translated(error: Exception) -> Exception:
         return kind(words.why(said), error.status_code, said)
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
         return NoAnswer("Docker gave no answer in time")
-    if isinstance(
-        error, requests.RequestException | urllib3.exceptions.HTTPError | DockerException | OSError
-    ):
+    if isinstance(error, _LOST):
         return NoAnswer(words.unreachable(error))
     return error
