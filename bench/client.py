@@ -12,12 +12,12 @@ _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _STAMP = re.compile(rb'"t":([0-9.]+)')
 
 
-def request(url: str, body: bytes) -> bytes:
-    """A chat completion's bytes on the wire."""
+def request(url: str, body: bytes, head: bytes = b"") -> bytes:
+    """A chat completion's bytes on the wire; `head`: further lines of its head."""
     parts = urlsplit(url)
     return (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: %s\r\ncontent-type: application/json\r\n"
-        b"content-length: %d\r\n\r\n%s" % (parts.netloc.encode(), len(body), body)
+        b"%scontent-length: %d\r\n\r\n%s" % (parts.netloc.encode(), head, len(body), body)
     )
 
 

@@ -42,15 +42,18 @@ def main(address: str, model: str, text: str) -> None:
         )
         done = threading.Event()
         threading.Thread(target=keep, args=(stub, renewal, lease.lease_ttl_ms / 1000, done)).start()
+        used = {}
         try:
             body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 50}
             url, headers = f"{lease.address}/v1/chat/completions", {"content-type": "application/json"}
             post = urllib.request.Request(url, json.dumps(body).encode(), headers)
             with urllib.request.urlopen(post, timeout=60) as answer:
-                print(json.load(answer)["choices"][0]["message"]["content"])
+                said = json.load(answer)
+            used = {name: said["usage"][name] for name in ("prompt_tokens", "completion_tokens")}
+            print(said["choices"][0]["message"]["content"])
         finally:
             done.set()
-            stub.Release(pb.ReleaseRequest(holder_id=HOLDER, lease_id=lease.lease_id), timeout=5)
+            stub.Release(pb.ReleaseRequest(holder_id=HOLDER, lease_id=lease.lease_id, **used), timeout=5)
 
 
 if __name__ == "__main__":

@@ -182,6 +182,12 @@ class Service:
                 heard.set()
         heard.set()
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: int) -> None:
         """Sends a signal to it."""
         assert self._process is not None
@@ -245,7 +251,7 @@ class Edge:
         for verb in verbs:
             kind = type(verb).__name__.lower()
             operations.append(pb.Operation(**{kind: verb}))  # type: ignore[arg-type]
-        await self._call.write(pb.SessionRequest(operations=pb.Operations(operations=operations)))
+        await self.say(operations)
 
     async def beat(self, *held: int) -> None:
         """A heartbeat that states these ids."""
@@ -253,6 +259,10 @@ class Edge:
         count, total = digest(held)
         beat = pb.Heartbeat(number=self.beats, held_count=count, held_digest=total, responses_seen=self.seen)
         await self._call.write(pb.SessionRequest(heartbeat=beat))
+
+    async def say(self, operations: Iterable[pb.Operation]) -> None:
+        """One batch of operations, as they are."""
+        await self._call.write(pb.SessionRequest(operations=pb.Operations(operations=operations)))
 
     async def state(self, *held: pb.HeldLease) -> None:
         """The full held set, for the last heartbeat."""

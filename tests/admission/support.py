@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tidegate_admission.dispatcher import Dispatcher
+from tidegate_admission.fairness import Tenants
 from tidegate_admission.limits import Limits
+from tidegate_admission.progress import FlowProgress
 from tidegate_admission.session import Hello, Session
 from tidegate_admission.supply import Instance, InstanceState, ModelSupply, Supply
 from tidegate_admission.ticket import Reason, Refusal, Ticket
@@ -48,8 +50,8 @@ class Recorder:
     def query(self, number: int) -> None:
         self._add("query", number)
 
-    def progress(self, ns: list[int], position: int, eta: float, loading: bool) -> None:
-        self._add("progress", tuple(ns), position, loading)
+    def progress(self, flow: FlowProgress) -> None:
+        self._add("progress", flow)
 
     def close(self, reason: Reason) -> None:
         self.closed = reason
@@ -92,9 +94,12 @@ def report(
 class Desk:
     """A dispatcher with a clock that the test owns."""
 
-    def __init__(self, max_queue: int = 200, queue_timeout: float = 300.0) -> None:
+    def __init__(
+        self, max_queue: int = 200, queue_timeout: float = 300.0, tenants: Tenants | None = None
+    ) -> None:
         self.now = 1000.0
-        self.dispatcher = Dispatcher(Limits(50, max_queue, queue_timeout), TTL, self.now)
+        limits = Limits(50, max_queue, queue_timeout, tenants=tenants or Tenants())
+        self.dispatcher = Dispatcher(limits, TTL, self.now)
         self.urgent: list[bool] = []
         self.dispatcher.on_demand = self.urgent.append
 

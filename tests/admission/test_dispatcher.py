@@ -6,9 +6,10 @@ import pytest
 
 from tests.admission.support import READY, TTL, Desk, Recorder, instance, model, report
 from tidegate_admission import views
+from tidegate_admission.progress import FlowProgress
 from tidegate_admission.session import Held, Hello, SupersededError, digest
 from tidegate_admission.supply import InstanceState, SupplyBook
-from tidegate_admission.ticket import LeaseEnd, Outcome, Reason, Ticket, TicketEnd
+from tidegate_admission.ticket import Band, LeaseEnd, Outcome, Reason, Ticket, TicketEnd
 
 
 def waiting(session: str, n: int, age: float = 0.0, moves: int = 0, excluded: str = "") -> Ticket:
@@ -224,6 +225,24 @@ def test_a_dead_session_is_over_after_the_ttl() -> None:
     tally = desk.dispatcher.tallies["m"]
     assert tally.lease_ends[LeaseEnd.EXPIRED] == 1
     assert tally.ticket_ends[TicketEnd.SESSION_LOST] == 1
+    desk.check()
+
+
+def test_an_expired_lease_is_taken_again_only_where_a_slot_is_free() -> None:
+    """An edge that was away comes back with a new Hello: one of its two slots is somebody else's by now."""
+    desk = Desk()
+    desk.supply(model(instance(slots=2)))
+    away, gone = desk.open("away")
+    desk.acquire(away, 1, 2)
+    desk.dispatcher.stream_ended(away, gone)
+    desk.wait(6.0)
+    live, outbox = desk.open("live")
+    desk.acquire(live, 1)
+    desk.wait(TTL - 6.0)
+    assert outbox.take("grant") == [("grant", 1, "i1", 0)]
+    back, told = desk.open("away", 2, held=(Held(1, "m", "i1"), Held(2, "m", "i1")))
+    assert told.take("lost") == [("lost", 2, Reason.EXPIRED)]
+    assert list(back.leases) == [1]
     desk.check()
 
 
@@ -510,7 +529,7 @@ def test_the_roster_names_sessions_in_use_and_their_leases() -> None:
 
 
 def test_progress_tells_each_session_its_head_once_a_second() -> None:
-    """Sessions that asked hear the position of their first ticket, and whether the model loads."""
+    """Sessions that asked hear where their first ticket of a flow stands, and whether the model loads."""
     desk = Desk()
     desk.supply(model(instance(state=InstanceState.STARTING), start_deadline=60.0))
     first, one = desk.open("one")
@@ -519,7 +538,8 @@ def test_progress_tells_each_session_its_head_once_a_second() -> None:
     desk.acquire(second, 1, 2, wants_progress=True)
     desk.wait(1.0)
     desk.wait(0.5)
-    assert two.take("progress") == [("progress", (1, 2), 2, True)]
+    flow = FlowProgress("m", "", (Band.HIGH, Band.NORMAL), 2, 1.0, 0.0, None, True)
+    assert two.take("progress") == [("progress", flow)]
     assert one.take("progress") == []
 
 

@@ -15,12 +15,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.admission.support import READY, TTL, Desk, Recorder, instance, model
 from tests.support.depth import examples
+from tidegate_admission.fairness import TenantRule, Tenants
 from tidegate_admission.session import Held, Hello, Session, digest
 from tidegate_admission.supply import InstanceState
 from tidegate_admission.ticket import Outcome, Ticket
 
 EDGES = ("a", "b")
 SLOTS = 3
+RATED = Tenants(TenantRule(requests=10**6, tokens=10**9))
+"""Nobody is refused by these rates, but everybody reserves of them."""
 
 
 @dataclass
@@ -72,7 +75,10 @@ class SessionMachine(RuleBasedStateMachine):
             self.connect(name, False)
 
     def restart(self) -> None:
-        self.desk = Desk(max_queue=5, queue_timeout=60.0)
+        self.desk = Desk(max_queue=5, queue_timeout=60.0, tenants=RATED)
+        rates = self.desk.dispatcher.books.rates
+        assert rates is not None
+        rates.heard(True)
 
     def supply(self) -> None:
         self.generation += 1
@@ -274,6 +280,9 @@ class SessionMachine(RuleBasedStateMachine):
             assert not edge.session.tickets
             assert not edge.session.leases
         self.desk.check()
+        rates = self.desk.dispatcher.books.rates
+        assert rates is not None
+        assert not any(meter.held for meter in rates.meters())
         assert all(not gate.active and not gate.waiting for gate in self.desk.dispatcher.gates.values())
 
 

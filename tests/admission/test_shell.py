@@ -15,7 +15,7 @@ from tests.admission.support import READY, Desk, instance, model
 from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate.lifecycle.v1 import lifecycle_pb2 as lpb
 from tidegate_admission import metrics, settings, waits
-from tidegate_admission.fairness import TenantRule
+from tidegate_admission.fairness import TenantRule, Tenants
 from tidegate_admission.link import from_wire, to_wire
 from tidegate_admission.supply import InstanceState
 from tidegate_admission.ticket import Band, Outcome, Reason, Ticket
@@ -45,12 +45,18 @@ def test_the_defaults_are_those_of_the_reference(tmp_path: Path) -> None:
 
 def test_tenants_have_their_own_weight_and_top_priority(tmp_path: Path) -> None:
     """A configured tenant has its own rule, every other name has the default's."""
-    text = "admission: {aging: 30s}\ntenants: {default: {weight: 2}, team: {top_priority: high}}\n"
+    text = "admission: {aging: 30s}\ntenants: {default: {weight: 2}, team: {top_priority: high, "
+    text += "requests_per_minute: 60, tokens_per_minute: 90000}}\n"
     loaded = settings.load(write(tmp_path, text))
     assert loaded.admission.aging == 30.0
-    assert loaded.tenants.of("team") == TenantRule(1, Band.HIGH)
+    assert loaded.tenants.of("team") == TenantRule(1, Band.HIGH, 60, 90_000)
     assert loaded.tenants.of("") == loaded.tenants.of("made-up") == TenantRule(2, Band.NORMAL)
-    assert loaded.effective()["tenants"]["team"] == {"weight": 1, "top_priority": "high"}
+    assert loaded.effective()["tenants"]["team"] == {
+        "weight": 1,
+        "top_priority": "high",
+        "requests_per_minute": 60,
+        "tokens_per_minute": 90_000,
+    }
 
 
 @pytest.mark.parametrize(
@@ -69,7 +75,8 @@ def test_tenants_have_their_own_weight_and_top_priority(tmp_path: Path) -> None:
         ("tenants: {team: {weight: 0}}", "tenants.team.weight"),
         ("tenants: {team: {top_priority: urgent}}", "tenants.team.top_priority"),
         ("tenants: {'my team': {weight: 2}}", "tenants.my team"),
-        ("tenants: {default: {requests_per_minute: 60}}", "tenants.default.requests_per_minute"),
+        ("tenants: {default: {requests_per_minute: -1}}", "tenants.default.requests_per_minute"),
+        ("tenants: {team: {tokens_per_minute: 1.5}}", "tenants.team.tokens_per_minute"),
     ],
 )
 def test_bad_values_and_keys_without_function_are_refused(tmp_path: Path, text: str, path: str) -> None:
@@ -105,7 +112,9 @@ def test_the_numbers_are_those_of_the_contract(ours: type, theirs: object, prefi
 
 def test_supply_and_demand_cross_the_wire_whole() -> None:
     """A report of lifecycle is understood, an older instance than this process is known as such."""
-    one = lpb.InstanceSupply(instance_id="i", address="http://x", state=lpb.INSTANCE_STATE_READY, slots=4)
+    one = lpb.InstanceSupply(
+        instance_id="i", address="http://x", state=lpb.INSTANCE_STATE_READY, slots=4, running=3, queued=0
+    )
     old = lpb.InstanceSupply(instance_id="o", state=lpb.INSTANCE_STATE_STARTING, age_ms=60_000)
     item = lpb.ModelSupply(
         model="m",
@@ -136,6 +145,7 @@ def test_supply_and_demand_cross_the_wire_whole() -> None:
         ("i", READY, 4, False),
         ("o", InstanceState.STARTING, 0, True),
     ]
+    assert [(i.running, i.queued) for i in found.instances] == [(3, 0), (None, None)]
     desk = Desk()
     desk.supply(model(instance(slots=1)), n=5)
     session, _ = desk.open()
@@ -151,12 +161,14 @@ def test_supply_and_demand_cross_the_wire_whole() -> None:
 
 async def test_metrics_are_the_sets_and_conservation_is_zero() -> None:
     """A scrape from another thread reads the loop's state; the conservation gauge stays 0."""
-    desk = Desk()
+    desk = Desk(tenants=Tenants(named={"team": TenantRule(requests=60)}))
     desk.supply(model(instance(slots=1)))
     session, _ = desk.open()
     desk.acquire(session, 1, 2)
     desk.acquire(session, 3, model="made-up")
     desk.done(session, 1, 99)
+    desk.done(session, 2, outcome=Outcome.BACKPRESSURE)
+    desk.acquire(session, 4)
     loop = asyncio.get_running_loop()
     collector = metrics.AdmissionCollector(desk.dispatcher, metrics.Gaps(), loop, lambda: desk.now)
     text = (await asyncio.to_thread(generate_latest, metrics.registry(collector))).decode()
@@ -166,11 +178,15 @@ async def test_metrics_are_the_sets_and_conservation_is_zero() -> None:
         "tidegate_admission_unknown_ids_total 1.0",
         'tidegate_admission_active_leases{model="m"} 1.0',
         'tidegate_admission_queue_depth{model="m"} 0.0',
-        'tidegate_admission_grants_total{model="m"} 2.0',
-        'tidegate_admission_lease_ends_total{end="released",model="m"} 1.0',
+        'tidegate_admission_grants_total{model="m"} 3.0',
+        'tidegate_admission_lease_ends_total{end="released",model="m"} 2.0',
+        'tidegate_admission_effective_slots{model="m"} 1.0',
+        'tidegate_admission_slot_halvings_total{model="m"} 1.0',
         'tidegate_admission_refusals_total{model="(unknown)",reason="model_not_found"} 1.0',
-        'tidegate_admission_wait_seconds_count{model="m"} 2.0',
+        'tidegate_admission_wait_seconds_count{model="m"} 3.0',
         'tidegate_admission_sessions{state="connected"} 1.0',
+        'tidegate_admission_rate_limit{kind="requests",tenant="team"} 60.0',
+        'tidegate_admission_rate_remaining{kind="requests",tenant="team"} 1.0',
     } <= lines
     assert "made-up" not in text
 

@@ -11,6 +11,7 @@ import pytest
 from tests.admission.support import READY, TTL, Desk, Recorder, instance, model
 from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate_admission import views
+from tidegate_admission.fairness import TenantRule, Tenants
 from tidegate_admission.holder import Holder
 from tidegate_admission.session import Hello, SupersededError
 from tidegate_admission.ticket import LeaseEnd, Reason, TicketEnd
@@ -21,8 +22,8 @@ from tidegate_chassis.errors import Refused
 class Client:
     """A unary client over a dispatcher with the test's clock."""
 
-    def __init__(self, slots: int = 1, restarted: bool = False) -> None:
-        self.desk = Desk()
+    def __init__(self, slots: int = 1, restarted: bool = False, tenants: Tenants | None = None) -> None:
+        self.desk = Desk(tenants=tenants)
         self.fatal: list[Exception] = []
         self.unary = Unary(self.desk.dispatcher, lambda: self.desk.now, self.fatal.append)
         old = instance("i1", slots, READY, restarted)
@@ -40,9 +41,11 @@ class Client:
         async with asyncio.timeout(5):
             return (await self.start(request_id, name)).lease_id
 
-    def renew(self, lease_id: str) -> int:
+    def renew(self, lease_id: str, tenant: str = "") -> int:
         """Renews a lease on the only instance; its time to live in ms."""
-        request = pb.RenewRequest(holder_id="h", lease_id=lease_id, model="m", instance_id="i1")
+        request = pb.RenewRequest(
+            holder_id="h", lease_id=lease_id, model="m", instance_id="i1", tenant=tenant
+        )
         return self.unary.renew(request).lease_ttl_ms
 
     def release(self, lease_id: str) -> bool:
@@ -173,6 +176,21 @@ async def test_a_gap_of_the_loop_shifts_unary_leases_too() -> None:
     client.desk.wait(0.05)
     assert client.renew(lease)
     assert client.counts() == (0, 1)
+
+
+async def test_a_restated_lease_is_its_tenants_and_its_tokens_are_paid_by_nobody() -> None:
+    """The admission before had reserved them; the renewal says whose lease it is."""
+    client = Client()
+    lease = await client.acquire("one")
+    after = Client(restarted=True, tenants=Tenants(named={"team": TenantRule(tokens=600)}))
+    after.renew(lease, "team")
+    ((_, found),) = views.leases(after.desk.dispatcher)
+    assert found.tenant == "team"
+    before = views.tenants(after.desk.dispatcher, after.desk.now)
+    release = pb.ReleaseRequest(holder_id="h", lease_id=lease, prompt_tokens=500, completion_tokens=500)
+    assert after.unary.release(release).known
+    assert views.tenants(after.desk.dispatcher, after.desk.now) == before
+    assert after.counts() == (0, 0)
 
 
 async def test_a_revoked_lease_is_told_at_the_next_renewal() -> None:

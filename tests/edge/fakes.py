@@ -45,6 +45,8 @@ class Admission(admission_pb2_grpc.AdmissionServiceServicer):
         self.holding = False
         """Tickets wait until `grant` is called."""
         self.refusal: ad.Refusal | None = None
+        self.rates: ad.RateState | None = None
+        """What is left of the tenant's rates, told with each grant."""
         self.acquired: list[ad.Acquire] = []
         self.done: dict[int, ad.Done] = {}
         self.moves: list[ad.Move] = []
@@ -105,13 +107,18 @@ class Admission(admission_pb2_grpc.AdmissionServiceServicer):
 
     def grant(self, n: int, moves: int = 0, instance: str = "node/m/1") -> None:
         grant = ad.Grant(n=n, moves=moves, instance_id=instance, address=self.address, queue=QUEUE)
+        if self.rates is not None:
+            grant.rates.CopyFrom(self.rates)
         self.say(ad.Answer(grant=grant))
 
     def lose(self, n: int, reason: ad.Reason.ValueType) -> None:
         self.say(ad.Answer(lost=ad.Lost(n=n, reason=reason)))
 
-    def progress(self, n: int, position: int, eta: float, loading: bool) -> None:
-        told = ad.Progress(ns=[n], position=position, eta_ms=int(eta * 1000), loading=loading)
+    def progress(
+        self, position: int, ready_in: float = 0.0, loading: bool = False, rate: float = 0.25
+    ) -> None:
+        told = ad.Progress(model="small", bands=[ad.BAND_NORMAL], position=position, step=2, loading=loading)
+        told.drain_rate, told.ready_in_ms = rate, int(ready_in * 1000)
         self.say(ad.Answer(progress=told))
 
     async def GetQueues(self, request: Any, context: Any) -> ad.GetQueuesResponse:

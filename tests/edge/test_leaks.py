@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import gc
+import sys
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from tests.edge.conftest import CHAT
 from tests.edge.fakes import Admission, Connection, ModelServer, Script, control, echo, until
+from tidegate.admission.v1 import admission_pb2 as ad
 from tidegate_edge.answer import Cut
 from tidegate_edge.app import App
 from tidegate_edge.catalog import Catalog
+from tidegate_edge.relay import Relay
+from tidegate_edge.request import Body
 from tidegate_edge.session import Session
 from tidegate_edge.settings import EdgeSettings
 from tidegate_edge.shared import Edge
 from tidegate_edge.status import Status
+from tidegate_edge.ticket import Ticket
 from tidegate_edge.upstream import Upstream
 
 
@@ -107,6 +113,73 @@ async def test_nothing_leaks_at_whatever_step_a_request_ends(how: str, body: byt
             assert not edge.session.held | edge.session.waiting, steps
         await until(lambda: len(admission.done) >= len(admission.acquired), "every ticket has ended")
         assert admission.twice == 0
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """The garbage collector rests: what is free now was freed by its last reference."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def silent(connection: Connection) -> None:
+    """Takes a request and never answers."""
+    await connection.request()
+    await connection.gone()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("how", ["served", "streamed", "refused", "timed out", "the client leaves"])
+async def test_a_request_that_has_ended_leaves_nothing_to_the_garbage_collector(how: str) -> None:
+    """Otherwise bodies and tickets of thousands of refused requests stay in memory, counted by nobody."""
+    script = {"streamed": events, "timed out": silent, "the client leaves": silent}.get(how, echo())
+    async with application(script, response_timeout=0.2 if how == "timed out" else 60.0) as made:
+        app, _, admission, server = made
+        if how == "refused":
+            admission.refusal = ad.Refusal(reason=ad.REASON_QUEUE_FULL, message="full", retry_after_ms=1000)
+        for _ in range(3):
+            exchange = Exchange(b'{"model":"small","stream":true}')
+            task = asyncio.ensure_future(app(exchange.scope, exchange.receive, exchange.send))
+            if how == "the client leaves":
+                await until(lambda: server.seen, "the model server has it")
+                server.seen.clear()
+                exchange.left.set()
+            await asyncio.wait_for(task, 5)
+            del task
+        await until(lambda: not left(), f"nothing is left: {left()}")
+
+
+def left() -> list[str]:
+    """What still exists of requests."""
+    kinds = (Relay, Ticket, Body)
+    return [type(one).__name__ for one in gc.get_objects() if type(one) in kinds]
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_a_body_is_held_no_longer_than_it_is_counted() -> None:
+    """While the answer streams, the request's body is neither counted as buffered nor in memory."""
+    go_on = asyncio.Event()
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.begin_events()
+        await connection.chunk(b"data: 1\n\n")
+        await go_on.wait()
+        await connection.say(b"0\r\n\r\n")
+        await connection.gone()
+
+    body = b'{"model":"warm","padding":"%s"}' % (b"x" * 1000)
+    before = sys.getrefcount(body)
+    async with application(script) as (app, edge, _, _):
+        exchange = Exchange(body)
+        task = asyncio.ensure_future(app(exchange.scope, exchange.receive, exchange.send))
+        await until(lambda: len(exchange.sent) > 1, "the first chunk")
+        assert edge.bodies.total == 0
+        assert sys.getrefcount(body) == before
+        go_on.set()
+        await asyncio.wait_for(task, 5)
 
 
 async def test_a_model_server_that_never_answers_is_a_504() -> None:

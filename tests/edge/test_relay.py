@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from tests.edge.conftest import CHAT, Make
 from tests.edge.fakes import Connection, ask, echo, until
 from tidegate.admission.v1 import admission_pb2 as pb
+from tidegate_edge.due import Due
+from tidegate_edge.envelope import Failure
 
 
 async def test_a_request_passes_unchanged_but_for_its_model(bench: Make) -> None:
@@ -124,14 +127,19 @@ async def test_errors_of_the_model_server_pass_unchanged(bench: Make, status: st
 
 @pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
 async def test_a_busy_model_server_is_backpressure(bench: Make, status: str) -> None:
-    """429 and 503 of a model server pass, and admission is told that it is busy, not broken."""
+    """429 and 503 of a model server pass as they are; admission is told that it is busy, not broken."""
 
     async def script(connection: Connection) -> None:
         await connection.request()
-        await connection.answer(b"{}", status)
+        body = b'{"error":{"message":"full"}}'
+        head = f"HTTP/1.1 {status}\r\nretry-after: 7\r\ncontent-length: {len(body)}\r\n\r\n"
+        await connection.say(head.encode() + body)
 
     one = await bench(script)
-    assert (await one.chat()).status == int(status[:3])
+    answer = await one.chat()
+    assert (answer.status, answer.header("retry-after")) == (int(status[:3]), "7")
+    assert answer.body == b'{"error":{"message":"full"}}'
+    assert len(one.server.seen) == 1
     assert await one.admission.outcome() == "BACKPRESSURE"
 
 
@@ -154,10 +162,48 @@ async def test_audio_is_sent_by_the_model_of_its_form(bench: Make) -> None:
 
 
 async def test_the_callers_deadline_goes_with_the_ticket(bench: Make) -> None:
-    """x-tidegate-deadline-ms is told to admission."""
+    """What is left of x-tidegate-deadline-ms is told to admission."""
     one = await bench(echo())
     await ask(one.edge.port, "POST", CHAT, {"model": "small"}, x_tidegate_deadline_ms="1500")
-    assert one.admission.acquired[0].deadline_ms == 1500
+    assert 1000 < one.admission.acquired[0].deadline_ms <= 1500
+
+
+def test_a_deadline_runs_from_the_requests_arrival() -> None:
+    """Whatever the request waits for is no longer left of it; without one nothing ever is too late."""
+    clock = [100.0]
+    due, never = Due(5.0, lambda: clock[0]), Due(0.0, lambda: clock[0])
+    clock[0] += 3.0
+    assert due.left() == 2.0
+    clock[0] += 2.0
+    assert never.left() == 0.0
+    with pytest.raises(Failure) as late:
+        due.left()
+    assert (late.value.status, late.value.code, late.value.final) == (504, "deadline_exceeded", True)
+
+
+async def test_an_admission_that_says_nothing_lets_nobody_wait_beyond_the_own_deadline(bench: Make) -> None:
+    """The edge ends the wait within a second of it; so it does while it waits for admission itself."""
+    one = await bench(echo())
+    one.admission.holding = True
+    loop = asyncio.get_running_loop()
+    for away in (False, True):
+        if away:
+            await one.admission.stop_server()
+            await one.edge.readiness(503)
+        begun = loop.time()
+        answer = await ask(one.edge.port, "POST", CHAT, {"model": "small"}, x_tidegate_deadline_ms="300")
+        assert (answer.status, answer.error["code"]) == (504, "deadline_exceeded")
+        assert answer.header("x-should-retry") == "false"
+        assert 0.25 <= loop.time() - begun <= 2.5
+
+
+async def test_affinity_goes_with_the_ticket_and_not_to_the_server(bench: Make) -> None:
+    """Nobody needs a key for it: it steers only the tenant's own requests."""
+    one = await bench(echo())
+    await ask(one.edge.port, "POST", CHAT, {"model": "small"}, x_tidegate_affinity="chat-17")
+    await ask(one.edge.port, "POST", CHAT, {"model": "small"})
+    assert [offer.affinity for offer in one.admission.acquired] == ["chat-17", ""]
+    assert one.server.seen[0].header(b"x-tidegate-affinity") is None
 
 
 async def test_tenant_and_priority_go_with_the_ticket_without_keys(bench: Make) -> None:

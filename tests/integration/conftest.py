@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.apart import Apart
 from tests.support.gateway import Gateway
 
 
@@ -20,6 +21,22 @@ def gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
         folder = tmp_path / str(len(made))
         folder.mkdir()
         made.append(Gateway(folder, {"models": models, **sections}, environ))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[Callable[..., Apart]]:
+    """Makes the services apart, with proxies between them; each is stopped at the end."""
+    made: list[Apart] = []
+
+    def make(models: dict[str, Any], **options: Any) -> Apart:
+        folder = tmp_path / str(len(made))
+        folder.mkdir()
+        made.append(Apart(folder, models, **options))
         return made[-1]
 
     yield make

@@ -118,6 +118,8 @@ class Admission:
     def __init__(self, service: Service, incarnation: int = 7, settled: bool = True) -> None:
         self.service, self.incarnation, self.settled = service, incarnation, settled
         self.waiting: dict[str, int] = {}
+        self.interest: dict[str, float] = {}
+        """Seconds by model."""
         self.leases: dict[str, int] = {}
         """Per instance id."""
         self.grants: dict[str, int] = {}
@@ -159,6 +161,7 @@ class Admission:
             pb.ModelDemand(
                 model=name,
                 waiting=self.waiting.get(name, 0),
+                interest_ms=int(self.interest.get(name, 0.0) * 1000),
                 oldest_wait_ms=int((now - self._since) * 1000),
                 instances=[
                     pb.InstanceDemand(
@@ -168,7 +171,7 @@ class Admission:
                     if owner == name
                 ],
             )
-            for name in {*self.waiting, *on.values()}
+            for name in {*self.waiting, *self.interest, *on.values()}
         ]
         return pb.DemandReport(
             admission_incarnation=self.incarnation,

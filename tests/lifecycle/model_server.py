@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("--exit", type=int, default=None, help="end at once with this status")
     parser.add_argument("--exit-until", type=Path, help="end with 3 while this file does not exist")
     parser.add_argument("--starts", type=Path, help="a line is added here at each start")
+    parser.add_argument("--metrics", type=Path, help="what /metrics answers, read each time")
     arguments = parser.parse_args()
     if arguments.starts:
         with arguments.starts.open("a") as file:
@@ -27,11 +28,13 @@ def main() -> None:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status = 200 if time.monotonic() >= ready_at else 503
+            status, body = 200 if time.monotonic() >= ready_at else 503, b"ok"
+            if self.path == "/metrics" and arguments.metrics:
+                body = arguments.metrics.read_bytes()
             self.send_response(status)
-            self.send_header("content-length", "2")
+            self.send_header("content-length", str(len(body)))
             self.end_headers()
-            self.wfile.write(b"ok")
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
             pass

@@ -8,6 +8,7 @@ import pytest
 
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 from tidegate_lifecycle.instance import (
+    CUT_OFF,
     TRANSITIONS,
     Drain,
     DrainCause,
@@ -69,9 +70,36 @@ def test_drained_needs_an_acknowledgement() -> None:
     instance = Instance("i", "m", (), 0, 0.0, generation=5)
     assert not instance.drained(4)
     assert instance.drained(5)
-    instance.running = 1
+    instance.sample(1, 0, 10.0)
     assert not instance.drained(5)
-    instance.running, instance.leases = 0, 1
+    instance.sample(0, 0, 10.0)
+    assert instance.drained(5)
+    instance.leases = 1
     assert not instance.drained(5)
     instance.leases, instance.generation = 0, 0  # its state isn't published yet
     assert not instance.drained(5)
+
+
+def test_only_what_the_server_said_since_counts() -> None:
+    """A count from before the demand that showed no lease proves nothing; without any, none is needed."""
+    instance = Instance("i", "m", (), 0, 0.0, state=InstanceState.READY, generation=1)
+    instance.show(1, 90.0)
+    instance.start_drain(Drain(DrainCause.UNLOAD, 100.0, None), "unload")
+    instance.generation = 5
+    instance.sample(0, 0, 100.5)
+    instance.show(4, 101.0)  # that demand hadn't seen the drain
+    assert (instance.outdated, instance.cut_at) == (False, None)
+    instance.show(5, 102.0)
+    assert instance.outdated
+    assert not instance.drained(5)
+    instance.show(5, 110.0)
+    assert instance.cut_at == 102.0 + CUT_OFF, "a later demand begins nothing anew"
+    instance.sample(0, 0, 102.5)
+    assert (instance.outdated, instance.drained(5)) == (False, True)
+    instance.sample(2, 0, 103.0)
+    assert not instance.drained(5)
+    instance.forget(200.0)
+    assert instance.drained(5), "it no longer says anything"
+    instance.leases = 1
+    instance.show(5, 201.0)
+    assert instance.cut_at is None

@@ -10,9 +10,9 @@ import pytest
 from tidegate_lifecycle import keeper as module
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.engines import ENGINES
-from tidegate_lifecycle.keeper import Keeper, Tools
-from tidegate_lifecycle.messages import BecameReady, Died, Gone, StartEnded
-from tidegate_lifecycle.probes import Health, Probe
+from tidegate_lifecycle.keeper import ExternalKeeper, Keeper, Tools
+from tidegate_lifecycle.messages import BecameReady, Died, Gone, Sampled, StartEnded
+from tidegate_lifecycle.probes import Health, Load, Probe
 from tidegate_lifecycle.runtimes.base import Runtime, Server
 
 
@@ -55,6 +55,9 @@ class FakeProbe:
         self.asked += 1
         return Health(self.ok, "" if self.ok else "no answer")
 
+    async def load(self, address: str, timeout: float) -> Load:
+        return Load(2, 1)
+
 
 class Life:
     """A keeper that adopts a server, and what it has told."""
@@ -69,8 +72,10 @@ class Life:
         return asyncio.create_task(self.keeper.adopt(cast(Server, self.server), ready, deadline))
 
     async def next(self, kind: type[Any]) -> Any:
+        """What is told next, samples of its load aside, unless they are asked for."""
         async with asyncio.timeout(5):
-            message = await self.told.get()
+            while isinstance(message := await self.told.get(), Sampled) and kind is not Sampled:
+                pass
         assert isinstance(message, kind), message
         return message
 
@@ -78,8 +83,7 @@ class Life:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Health checks follow each other at once."""
-    monkeypatch.setattr(module, "SAMPLE_EVERY", 0.001)
-    monkeypatch.setattr(module, "HEALTH_EVERY", 0.0)
+    monkeypatch.setattr(module, "HEALTH_EVERY", 0.001)
 
 
 async def test_three_failed_checks_end_a_server() -> None:
@@ -124,3 +128,29 @@ async def test_told_to_stop() -> None:
     await life.next(Gone)
     await task
     assert life.runtime.stopped == [2.0]
+
+
+async def test_its_load_is_told_until_it_ends() -> None:
+    """A server that serves is asked for its load; after its end nothing more is told."""
+    life = Life(ok=True)
+    task = life.begin(ready=True, deadline=0.0)
+    assert (await life.next(Sampled)).load == Load(2, 1)
+    life.keeper.sampler.ask()
+    await life.next(Sampled)
+    life.keeper.stop()
+    await life.next(Gone)
+    await task
+    assert life.told.empty()
+
+
+async def test_load_of_an_external_server() -> None:
+    """One that runs elsewhere is asked too."""
+    life = Life(ok=True)
+    keeper = ExternalKeeper("i", Model("m"), ENGINES["external"], "http://x", life.keeper.tools)
+    task = asyncio.create_task(keeper.run())
+    await life.next(BecameReady)
+    assert (await life.next(Sampled)).load == Load(2, 1)
+    keeper.stop()
+    await life.next(Gone)
+    await task
+    assert life.told.empty()

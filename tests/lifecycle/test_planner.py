@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 from tidegate_lifecycle.budget import Card, Intent
 from tidegate_lifecycle.catalog import Model
-from tidegate_lifecycle.instance import Drain, DrainCause, Instance, InstanceState
+from tidegate_lifecycle.instance import CUT_OFF, Drain, DrainCause, Instance, InstanceState
 from tidegate_lifecycle.planner import explain, plan
 from tidegate_lifecycle.world import (
     Circuit,
@@ -168,6 +169,24 @@ def test_busy_victim_waits_for_its_turn() -> None:
     assert [type(action) for action in decided.actions] == [StartDrain]
 
 
+def test_no_drain_begins_that_only_a_wish_makes_useful() -> None:
+    """Room that another one merely waits to make isn't counted on: the next plan would undo the drain."""
+    both = ("gpu0", "gpu1")
+    models = [model("a", 20), model("b", 18), model("c", 9, instances=2), model("wide", 12)]
+    demand = {"a": waits(NOW - 99), "b": waits(NOW - 90), "c": waits(NOW - 95)}
+    fresh = running("wide", 12, on=both, ready_at=NOW - 1, leases=1)
+    left, right = running("c", 9, leases=1), running("c", 9, on=("gpu1",), id="c-2", leases=1)
+    seen = world(*models, cards=(card(), card("gpu1")), instances=(fresh, left, right), demand=demand)
+    first = plan(seen, NOW)
+    for action in first.actions:
+        assert isinstance(action, StartDrain)
+        item = next(item for item in seen.instances if item.id == action.instance_id)
+        item.start_drain(Drain(action.cause, NOW, NOW + 300, action.beneficiary), action.reason)
+    again = plan(dataclasses.replace(seen, intents=first.intents), NOW)
+    assert not [action for action in again.actions if isinstance(action, Undrain)]
+    assert not first.actions, "the first in turn waits for the fresh one, and the second for the first"
+
+
 def test_fresh_model_is_no_victim() -> None:
     """A model that has just become ready keeps its place until those who waited for it were granted."""
     models = (model("a", 20), model("b", 20))
@@ -198,6 +217,21 @@ def test_unsettled_only_adds() -> None:
     demand = {"b": waits(), "c": waits(0.0)}
     decided = plan(world(*models, instances=items, demand=demand, settled=False, seen=0), NOW)
     assert not any(isinstance(action, Stop | StartDrain) for action in decided.actions)
+
+
+def test_more_servers_than_instances() -> None:
+    """A restart may find more servers of a model than its `instances` (one of them was draining): the
+    youngest drains like any other that is in use; nothing is stopped at once."""
+    old, young = running("a", 4, leases=1), running("a", 4, id="a-2", ordered_at=5.0, leases=1)
+    seen = world(model("a", 4), instances=(young, old), demand={"a": waits()})
+    (action,) = plan(seen, NOW).actions
+    assert isinstance(action, StartDrain)
+    assert action.instance_id == "a-2"
+    assert not plan(dataclasses.replace(seen, settled=False), NOW).actions
+    draining(young, action.cause)
+    assert not plan(seen, NOW).actions, "it isn't taken back though the model is wanted"
+    young.leases = 0
+    assert plan(seen, NOW).actions == (Stop("a-2", cut=False),)
 
 
 def test_interest_evicts_idle_only() -> None:
@@ -270,6 +304,24 @@ def test_drain_deadline() -> None:
     assert late.drain is not None
     late.drain.deadline = None
     assert not plan(world(model("a"), model("b", 20), instances=(late,), **keys), NOW + 1e6).actions
+
+
+def test_the_servers_own_count_ends_a_drain() -> None:
+    """Without leases it stops once the server says that it runs nothing, or at the drain's deadline; with
+    no deadline, when no edge that lost admission can relay any more."""
+    for deadline, last in ((NOW + 50, NOW + 50), (None, NOW + CUT_OFF)):
+        item = draining(running("a"), DrainCause.UNLOAD)
+        assert item.drain is not None
+        item.drain.deadline = deadline
+        item.generation = 9
+        item.sample(1, 0, NOW + 1)
+        item.show(9, NOW)
+        one = world(model("a"), instances=(item,), unload=frozenset({"a"}))
+        waiting = plan(one, NOW + 2)
+        assert (waiting.actions, waiting.wake_at) == ((), last)
+        assert plan(one, last).actions == (Stop("a-1", cut=True),)
+        item.sample(0, 0, NOW + 3)
+        assert plan(one, NOW + 3).actions == (Stop("a-1", cut=False),)
 
 
 def test_foreign_memory_counts() -> None:

@@ -132,6 +132,74 @@ async def test_eviction_of_idle_lru(make: Make) -> None:
         await admission.gone("b")
 
 
+async def test_interest_evicts_idle_models_only_and_ends_with_its_admission(make: Make) -> None:
+    """Somebody who was refused starts the model beside a busy one, pushes only an idle one out, and is
+    forgotten with the admission that refused him."""
+    service = make({"a": model("20GiB"), "b": model("20GiB", idle_timeout="100ms")})
+    await service.start()
+    async with Admission(service, incarnation=1).connected() as admission:
+        admission.say(a=1)
+        a = await admission.ready("a")
+        admission.lease(a.instance_id, 1)
+        admission.interest["b"] = 300.0
+        admission.say()
+        await service.elapse(1.0)  # ten times max_swap_wait: a ticket would have made it drain
+        assert admission.instance("a")
+        admission.lease(a.instance_id, 0)
+        await admission.until(lambda: admission.instance("b"))
+        await service.elapse(0.5)
+        assert admission.instance("b"), "an interest is no idleness"
+    async with Admission(service, incarnation=2).connected() as admission:
+        await admission.gone("b")
+
+
+async def test_an_interest_ends_when_its_time_is_over(make: Make) -> None:
+    """After `interest_ms` the model is idle like any other."""
+    service = make({"a": model("20GiB", idle_timeout="100ms")})
+    await service.start()
+    async with Admission(service).connected() as admission:
+        admission.acknowledge = False  # each report would begin the interest anew
+        admission.interest["a"] = 1.5
+        admission.say()
+        await admission.until(lambda: admission.instance("a"))
+        admission.interest.clear()
+        admission.acknowledge = True
+        began = admission.reports[-1].generation.n
+        admission._seen = admission.reports[-1].generation
+        admission.say()
+        await admission.gone("a")
+        assert admission.reports[-1].generation.n > began
+
+
+async def test_load_times_are_learned_and_told_after_a_restart(make: Make) -> None:
+    """A stopped model is told with what its loads took, from whenever it is asked for; a starting one with
+    what remains of that; also by a lifecycle that was killed in between."""
+    service = make({"a": model("1GiB", "--load", "0.6", idle_timeout="100ms"), "b": model("1GiB")})
+    await service.start()
+    async with Admission(service).connected() as admission:
+        await admission.until(lambda: "a" in admission.models)
+        assert not admission.models["a"].HasField("ready_in_ms"), "nobody knows before the first load"
+        admission.say(a=1)
+        await admission.until(lambda: admission.instance("a", pb.INSTANCE_STATE_STARTING))
+        assert not admission.models["a"].HasField("ready_in_ms")
+        await admission.ready("a")
+        await admission.gone("a")
+        learned = await admission.until(lambda: admission.models["a"].ready_in_ms)
+        assert 600 <= learned < 5000
+    await service.kill()
+    await service.start()
+    async with Admission(service).connected() as admission:
+        await admission.until(lambda: "a" in admission.models)
+        assert admission.models["a"].ready_in_ms == learned
+        assert not admission.models["a"].under_way
+        assert not admission.models["b"].HasField("ready_in_ms")
+        admission.say(a=1)
+        await admission.until(lambda: admission.models["a"].start_deadline_ms)
+        assert 0 < admission.models["a"].ready_in_ms <= learned
+        assert admission.models["a"].under_way
+        await admission.ready("a")
+
+
 async def test_busy_model_gives_way(make: Make) -> None:
     """A model with leases drains for another's tickets after max_swap_wait, and stops when its leases end."""
     service = make({"a": model("20GiB"), "b": model("20GiB")})
@@ -209,9 +277,11 @@ async def test_roster(make: Make) -> None:
         admission.roster = ["edge-1", "edge-2"]
         admission.say()
         await admission.until(lambda: admission.reports)
+        assert admission.reports[0].first_admission
         async with Admission(service, incarnation=2).connected() as newer:
             first: pb.SupplyReport = await newer.until(lambda: newer.reports and newer.reports[0])
             assert first.roster_known
+            assert not first.first_admission
             assert list(first.roster) == ["edge-1", "edge-2"]
             await admission.until(lambda: admission.error)
             assert admission.error is not None
@@ -225,6 +295,7 @@ async def test_roster(make: Make) -> None:
     async with Admission(service, incarnation=3).connected() as admission:
         first = await admission.until(lambda: admission.reports and admission.reports[0])
         assert list(first.roster) == ["edge-3"]
+        assert not first.first_admission
 
 
 async def test_adoption_after_kill(make: Make) -> None:

@@ -92,7 +92,7 @@ class Gateway:
                 start_new_session=True,
             )
         if ready:
-            wait_for(self.is_ready, "/ready answers 200")
+            wait_for(self.is_ready, "/ready answers 200", 60)
         return self
 
     def is_ready(self) -> bool:

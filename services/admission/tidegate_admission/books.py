@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from tidegate_admission.gate import Gate
 from tidegate_admission.limits import Limits
+from tidegate_admission.rates import Rates
 from tidegate_admission.session import Session
 from tidegate_admission.supply import ModelSupply, SupplyBook
 from tidegate_admission.tally import Tally
@@ -39,6 +40,8 @@ class Books:
         self.supply = SupplyBook()
         self.gates: dict[str, Gate] = {}
         self.sessions: dict[str, Session] = {}
+        self.rates = Rates(limits.tenants, now) if limits.tenants.rated else None
+        """None: no tenant has a rate."""
         self.tallies: dict[str, Tally] = {UNKNOWN_MODELS: Tally()}
         self.silent: set[str] = set()
         """Sessions that get no grants."""
@@ -61,7 +64,9 @@ class Books:
         gate = self.gates.get(model)
         if gate is None:
             tally = self.tallies.setdefault(model, Tally())
-            gate = self.gates[model] = Gate(model, self.limits, tally, self.silent, now, self._chance)
+            gate = self.gates[model] = Gate(
+                model, self.limits, tally, self.silent, now, self._chance, self.rates
+            )
             gate.guarded = not self.window.over
             self.supply_gate(gate, now)
         return gate
@@ -119,6 +124,8 @@ class Books:
     def refused(self, refusal: Refusal, now: float) -> None:
         """Tells that a ticket has ended without a lease."""
         ticket = refusal.ticket
+        if ticket.meter is not None:
+            ticket.meter.refund(ticket)
         session = self.sessions[ticket.id[0]]
         session.tickets.pop(ticket.id[1], None)
         if session.outbox is not None:
@@ -128,6 +135,8 @@ class Books:
 
     def lost(self, loss: Loss) -> None:
         """Tells that a lease has ended, not by its session."""
+        if loss.ticket.meter is not None:
+            loss.ticket.meter.lost(loss.ticket)
         session = self.sessions[loss.ticket.id[0]]
         session.leases.pop(loss.ticket.id[1], None)
         if session.outbox is not None:
@@ -145,7 +154,10 @@ class Books:
 
     def end(self, session: Session, ticket: Ticket, lease: LeaseEnd, waiting: TicketEnd, now: float) -> None:
         """Ends a ticket or a lease for a reason that its session didn't give."""
-        (session.leases if ticket.phase is Phase.LEASED else session.tickets).pop(ticket.id[1])
+        leased, meter = ticket.phase is Phase.LEASED, ticket.meter
+        if meter is not None:
+            (meter.lost if leased else meter.refund)(ticket)
+        (session.leases if leased else session.tickets).pop(ticket.id[1])
         self.gates[ticket.model].end(ticket, lease, waiting, now)
         self.dirty[ticket.model] = True
 

@@ -33,6 +33,8 @@ class ModelDemand:
     trace_parent: str = ""
     by_band: tuple[int, ...] = (0, 0, 0)
     """Waiting in each band, from high to low."""
+    interest: float = 0.0
+    """Seconds for which somebody is expected back who was refused because the model loads too slowly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,4 +60,5 @@ def of_gate(gate: Gate, now: float) -> ModelDemand:
         tuple(InstanceDemand(slot.id, len(slot.leases), slot.grants) for slot in gate.slots.values()),
         next(filter(None, traced), ""),
         gate.turns.by_band(),
+        gate.outlook.interest(now),
     )

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from tidegate_admission import progress
 from tidegate_admission.books import Books
 from tidegate_admission.demand import Demand, ModelDemand, of_gate
 from tidegate_admission.gate import Gate
 from tidegate_admission.limits import Limits
+from tidegate_admission.rates import Used
 from tidegate_admission.session import Held, Hello, Outbox, Session
 from tidegate_admission.statements import Statements
 from tidegate_admission.supply import ModelSupply, Supply
-from tidegate_admission.ticket import NO_GENERATION, Id, LeaseEnd, Ticket, TicketEnd
+from tidegate_admission.ticket import NO_GENERATION, Id, LeaseEnd, Phase, Ticket, TicketEnd
 
 NO_SUPPLY_AFTER = 10.0
 """Seconds after start in which lifecycle is waited for; later, without it, tickets are refused."""
-PROGRESS_DEPTH = 1000
-"""Positions that are told; beyond them nobody is told anything."""
+UNKNOWN = Used()
+"""It isn't known how many tokens were used."""
 
 
 class Dispatcher:
@@ -66,12 +68,18 @@ class Dispatcher:
         if refusal is not None:
             books.refused(refusal, now)
 
-    def done(self, session: Session, n: int, outcome: int, now: float) -> None:
-        """Ends a ticket or a lease, whichever `n` is; one that is unknown is counted, and nothing else."""
+    def done(self, session: Session, n: int, outcome: int, now: float, used: Used = UNKNOWN) -> None:
+        """Ends a ticket or a lease, whichever `n` is; one that is unknown is counted, and nothing else.
+        `used`: tokens, for the tenant's rate."""
         ticket = session.leases.pop(n, None) or session.tickets.pop(n, None)
         if ticket is None:
             self.books.unknown_ids += 1
             return
+        if ticket.meter is not None:
+            if ticket.phase is Phase.LEASED:
+                ticket.meter.settle(ticket, outcome, used, now)
+            else:
+                ticket.meter.refund(ticket)
         self.gates[ticket.model].done(ticket, outcome, now)
         self.books.dirty[ticket.model] = True
 
@@ -133,6 +141,8 @@ class Dispatcher:
         if books.no_supply or catalog != book.catalog:
             affected |= set(books.gates)
         books.no_supply = False
+        if books.rates is not None:
+            books.rates.heard(report.first_admission)
         for model in affected:
             item = book.view.get(model)
             if item is not None and item.instances:
@@ -146,6 +156,13 @@ class Dispatcher:
         books.news = True
         self.settle(now)
 
+    def unlinked(self, now: float) -> None:
+        """The link to lifecycle has ended: the view stays, but what servers reported of their load is old."""
+        self.linked = False
+        for gate in self.gates.values():
+            for slot in gate.slots.values():
+                slot.pressure.hear(None, now, slot.slots)
+
     def demand(self, whole: bool, now: float) -> Demand:
         """What to tell lifecycle: everything, or the models that have changed since the last report."""
         books = self.books
@@ -155,7 +172,7 @@ class Dispatcher:
         for model in sorted(untold):
             gate = books.gates.get(model)
             if gate is not None:
-                gate.told_waiting = bool(gate.waiting)
+                gate.told_waiting |= bool(gate.waiting)
             models.append(of_gate(gate, now) if gate is not None else ModelDemand(model))
         roster = tuple(sorted(session.id for session in books.sessions.values() if session.rostered))
         generation = books.supply.generation
@@ -207,9 +224,9 @@ class Dispatcher:
                 books.news = True
                 self._untold.add(model)
             if gate.urgent or (gate.waiting and not gate.told_waiting):
-                gate.urgent, gate.told_waiting = False, bool(gate.waiting)
+                gate.urgent, gate.told_waiting = False, gate.told_waiting or bool(gate.waiting)
                 books.urgent = True
-            if gate.idle():
+            if gate.idle(now):
                 books.drop(gate)
         books.dirty.clear()
         if books.news or books.urgent:
@@ -219,22 +236,19 @@ class Dispatcher:
     # --- inside --------------------------------------------------------------------------------------------
 
     def _each_second(self, now: float) -> None:
-        self._statements.forget_revoked(now)
+        self._statements.forget_ended(now)
         for gate in self.gates.values():
             gate.sample(now)
             if gate.waiting:
                 self._tell_progress(gate, now)
+            elif gate.idle(now):
+                self.books.dirty.setdefault(gate.model, False)
 
     def _tell_progress(self, gate: Gate, now: float) -> None:
-        front = gate.turns.forecast(PROGRESS_DEPTH, gate.tally.length, now)
-        told: dict[str, tuple[int, list[int]]] = {}
-        for position, ticket in enumerate(front, 1):
-            if ticket.wants_progress:
-                told.setdefault(ticket.id[0], (position, []))[1].append(ticket.id[1])
-        for session_id, (position, ns) in told.items():
+        for session_id, flow in progress.of_gate(gate, now):
             outbox = self.sessions[session_id].outbox
             if outbox is not None:
-                outbox.progress(ns, position, gate.eta(position, now), gate.loading)
+                outbox.progress(flow)
 
 
 def _nothing(urgent: bool) -> None:

@@ -33,6 +33,15 @@ class TenantRule:
     """Its share of slots and queue, relative to others'; from 1."""
     top: int = int(Band.NORMAL)
     """The highest band that its tickets may have."""
+    requests: int = 0
+    """Per minute, over all models; 0 = no limit."""
+    tokens: int = 0
+    """Per minute, over all models; 0 = no limit."""
+
+    @property
+    def rated(self) -> bool:
+        """It has a rate."""
+        return bool(self.requests or self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,11 @@ class Tenants:
 
     default: TenantRule = TenantRule()
     named: Mapping[str, TenantRule] = field(default_factory=dict)
+
+    @property
+    def rated(self) -> bool:
+        """Some tenant has a rate."""
+        return any(rule.rated for rule in (self.default, *self.named.values()))
 
     def of(self, name: str) -> TenantRule:
         """A tenant's rule."""
@@ -136,9 +150,13 @@ class Accounts:
 
     def share(self, name: str, max_queue: int) -> float:
         """Tickets that a tenant may have waiting while others want the queue too; at least one."""
+        return max(1.0, max_queue * self.part(name))
+
+    def part(self, name: str) -> float:
+        """A tenant's share of the slots (0 to 1) among those who wait, itself counted."""
         own = self._tenants.of(name).weight
         others = sum([account.weight for account in self.active.values() if account.name != name])
-        return max(1.0, max_queue * own / (own + others))
+        return own / (own + others)
 
     def surplus(self, arriving: str, max_queue: int) -> list[tuple[float, Account]]:
         """The tenants that have more than their share of the queue, `arriving`'s new ticket counted, each

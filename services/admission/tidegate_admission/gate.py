@@ -6,13 +6,15 @@ counts are sizes of sets: `waiting` and each slot's `leases`.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tidegate_admission import estimate
+from tidegate_admission.affinity import Affinities
 from tidegate_admission.limits import Limits
+from tidegate_admission.outlook import Outlook
 from tidegate_admission.patience import QueueClock, loads_until
+from tidegate_admission.rates import Rates
 from tidegate_admission.slots import Slot
 from tidegate_admission.supply import MAY_SERVE, InstanceState, ModelSupply, present
 from tidegate_admission.tally import Tally
@@ -34,7 +36,6 @@ from tidegate_admission.turns import Turns
 
 CONNECT_FAILED_HOLD = 5.0
 """Seconds without grants on an instance that couldn't be connected to, unless supply confirms it before."""
-MAX_AFFINITIES = 10_000
 
 _ANYWHERE: frozenset[str] = frozenset()
 
@@ -58,8 +59,10 @@ class Gate:
         silent: set[str],
         now: float,
         chance: Callable[[], float] = lambda: 0.5,
+        rates: Rates | None = None,
     ) -> None:
-        """`chance` gives numbers from 0 to 1: how long those that are refused are told to stay away."""
+        """`chance` gives numbers from 0 to 1: how long those that are refused are told to stay away.
+        `rates` are the book's; None = no tenant has any."""
         self.model = model
         self.tally = tally
         self.guarded = False
@@ -67,7 +70,7 @@ class Gate:
         self.urgent = False
         """The demand of this model should be told at once; reset by the dispatcher."""
         self.told_waiting = False
-        """Lifecycle has been told that somebody waits; set by the dispatcher."""
+        """Lifecycle has been told at once that somebody waits; set by the dispatcher, reset by `sample`."""
         self.arrival_rate = 0.0
         """Offers per second over about a minute."""
         self.turns = Turns(silent, limits.tenants, limits.aging)
@@ -77,13 +80,15 @@ class Gate:
         self.max_concurrent, self.max_queue = limits.max_concurrent, limits.max_queue
         self.refusal: ModelSupply | None = None
         """Why nobody can be served now; None = they can."""
+        self.tenants = limits.tenants
         self._limits = limits
-        self._affinities: OrderedDict[str, str] = OrderedDict()
+        self.outlook = Outlook(self.slots, self.turns.accounts, tally, chance)
+        self._affinities = Affinities()
         self._catalog: Generation = NO_GENERATION
-        self._ready_in: float | None = None
         self._clock = QueueClock(now)
         self._offered = tally.offered
         self._chance = chance
+        self._rates = rates
 
     # --- verbs -----------------------------------------------------------------------------------------
 
@@ -91,24 +96,29 @@ class Gate:
         """Takes a new ticket in; gives the refusal of it, or of the ticket that it displaced.
 
         1. Supply says that the model can't be had, and is as new as the catalogue the ticket was judged by.
-        2. The queue is full: the ticket is refused, or takes the place of another one, which is
-           (`Turns.displaced` says when).
-        3. It waits, and the next `decide` may grant it.
+        2. The model will be ready after the caller's own deadline.
+        3. The queue is full, and nobody makes room for it (`Turns.displaced` says when somebody does).
+        4. Its tenant's rates are used up.
+        5. It takes the place of another ticket, which is refused instead.
+        6. It waits, and the next `decide` may grant it.
         """
         self.tally.offered += 1
         ticket.band = self._limits.tenants.band(ticket.tenant, ticket.band)
         if self.refusal is not None and ticket.catalog <= self._catalog:  # 1
             return self._refused(ticket, now)
-        refusal = None
-        if self.full():  # 2
-            displaced = self.turns.displaced(ticket, self.max_queue)
-            retry = self.retry_after(now)
-            count = f"{len(self.waiting)} waiting"
-            words = f"the queue of model '{self.model}' is full ({count}); try again in {retry:.0f} s"
-            refusal = self._refuse(displaced or ticket, Reason.QUEUE_FULL, words, retry, TicketEnd.REFUSED)
-            if displaced is None:
-                return refusal
-        self._take_in(ticket, now)  # 3
+        if ticket.catalog <= self._catalog and not self.outlook.reaches(ticket.deadline, now):  # 2
+            return self._unreachable(ticket, now)
+        displaced = self.turns.displaced(ticket, self.max_queue) if self.full() else None
+        if self.full() and displaced is None:  # 3
+            return self._queue_full(ticket, now)
+        short = self._rates.reserve(ticket, now) if self._rates is not None else None
+        if short is not None:  # 4
+            retry = estimate.retry_after(short.wait, self._chance())
+            return self._refuse(
+                ticket, Reason.RATE_LIMITED, short.words(ticket.tenant), retry, TicketEnd.REFUSED
+            )
+        refusal = self._queue_full(displaced, now) if displaced is not None else None  # 5
+        self._take_in(ticket, now)  # 6
         return refusal
 
     def restate_waiting(self, ticket: Ticket, now: float) -> None:
@@ -187,12 +197,12 @@ class Gate:
             self.max_queue = item.max_queue or self.max_queue
         for instance in instances.values():
             slot = self.slots.setdefault(instance.id, Slot(instance.id))
-            slot.update(instance, self.max_concurrent)
+            slot.update(instance, self.max_concurrent, now)
         if item is None and complete:
             words = f"the model '{self.model}' does not exist"
             item = ModelSupply(self.model, reason=Reason.MODEL_NOT_FOUND, message=words)
         self.refusal = item if item is not None and item.reason is not None else None
-        self._ready_in = item.ready_in if item else None
+        self.outlook.supply(item, self.max_concurrent, now)
         self._catalog = catalog
         self.turns.catch_up(catalog)
         return losses
@@ -238,13 +248,11 @@ class Gate:
             refusals.append(self._past_deadline(ticket))
         while ticket := self.turns.impatient(self._clock.read(now)):  # 2
             words = f"no slot of model '{self.model}' became free within {self._limits.queue_timeout:g} s"
-            retry = self.retry_after(now)
-            refusals.append(self._refuse(ticket, Reason.QUEUE_TIMEOUT, words, retry, TicketEnd.EXPIRED))
+            refusals.append(self._timed_out(ticket, words, now))
         if self._clock.overdue(now):  # 3
             words = f"the model '{self.model}' did not become ready in time"
-            retry = self.retry_after(now)
             refusals += [
-                self._refuse(ticket, Reason.QUEUE_TIMEOUT, words, retry, TicketEnd.EXPIRED)
+                self._timed_out(ticket, words, now)
                 for ticket in list(self.waiting.values())
                 if ticket.arrived < self._clock.loads_until
             ]
@@ -257,10 +265,12 @@ class Gate:
             slot.held_until += gap
 
     def sample(self, now: float) -> None:
-        """Once a second: the arrival rate, as a mean over about a minute; and while others wait, leases that
-        are held for longer than they were charged are charged on."""
+        """Once a second: the arrival rate, as a mean over about a minute; the pace of the queue; and while
+        others wait, leases that are held for longer than they were charged are charged on."""
         self.arrival_rate += (self.tally.offered - self._offered - self.arrival_rate) / 60
         self._offered = self.tally.offered
+        self.outlook.sample(now, bool(self.waiting))
+        self.told_waiting &= bool(self.waiting)
         for slot in self.slots.values() if self.waiting else ():
             for ticket in slot.leases.values():
                 over = now - ticket.granted - ticket.charged
@@ -275,39 +285,29 @@ class Gate:
         """Leases."""
         return sum([len(slot.leases) for slot in self.slots.values()])
 
-    @property
-    def loading(self) -> bool:
-        """A slot can't be had because no server is up, rather than because all are busy."""
-        return not any(slot.state == InstanceState.READY for slot in self.slots.values())
-
     def view(self) -> QueueView:
         """The queue as callers are told."""
         return QueueView(len(self.waiting), self.active, self.max_concurrent, self.max_queue)
+
+    def effective_slots(self, now: float) -> int:
+        """Leases that there may be now, over all instances."""
+        return sum([slot.effective(now, self.guarded) for slot in self.slots.values()])
 
     def full(self) -> bool:
         """An offer would be refused, unless `decide` makes room before."""
         return len(self.waiting) >= self.max_queue
 
-    def idle(self) -> bool:
+    def idle(self, now: float) -> bool:
         """Nothing of this gate is worth keeping."""
-        return not self.waiting and not self.slots
-
-    def retry_after(self, now: float) -> float:
-        """Seconds until the queue of now may have drained: waiting ÷ (slots ÷ mean service time)."""
-        return estimate.retry_after(self.eta(len(self.waiting), now), self._chance())
-
-    def eta(self, position: int, now: float) -> float:
-        """Expected seconds until the ticket at `position` (from 1) has a slot; 0 = unknown."""
-        ready = self._ready_in if self._ready_in and self.loading else 0.0
-        slots = (
-            sum(slot.slots for slot in self.slots.values() if slot.state in MAY_SERVE) or self.max_concurrent
-        )
-        return ready + max(0, position) * self.tally.service_mean / slots
+        return not self.waiting and not self.slots and not self.outlook.interest(now)
 
     # --- inside ----------------------------------------------------------------------------------------
 
     def _take_in(self, ticket: Ticket, now: float) -> None:
         ticket.become(Phase.WAITING)
+        ticket.model = self.model  # equal ones of its own would be a fifth of what a waiting ticket costs
+        if ticket.catalog == self._catalog:
+            ticket.catalog = self._catalog
         ticket.queued = now
         ticket.patience = self._clock.read(now) + self._limits.queue_timeout
         self.turns.add(ticket, self._catalog)
@@ -330,7 +330,7 @@ class Gate:
         return _ANYWHERE
 
     def _same_again(self, ticket: Ticket, now: float) -> Slot | None:
-        slot = self.slots.get(self._affinities.get(ticket.affinity, ""))
+        slot = self.slots.get(self._affinities.of(ticket))
         if slot is None or slot.id in self._avoidable(ticket.excluded):
             return None
         return slot if slot.effective(now, self.guarded) > len(slot.leases) else None
@@ -346,10 +346,7 @@ class Gate:
         ticket.charged = tally.length(ticket.tenant)
         self.turns.charge(ticket.tenant, ticket.charged)
         if ticket.affinity:
-            self._affinities[ticket.affinity] = slot.id
-            self._affinities.move_to_end(ticket.affinity)
-            if len(self._affinities) > MAX_AFFINITIES:
-                self._affinities.popitem(last=False)
+            self._affinities.granted(ticket, slot.id)
         self._lease(ticket, slot, now)
 
     def _lease(self, ticket: Ticket, slot: Slot, now: float) -> None:
@@ -362,6 +359,8 @@ class Gate:
         slot = self.slots[ticket.instance_id]
         if outcome == Outcome.CONNECT_FAILED:
             slot.held_until = now + CONNECT_FAILED_HOLD
+        elif outcome == Outcome.BACKPRESSURE:  # refused, not served: no service time, and never a fault
+            self.tally.halvings += slot.pressure.halve(ticket.granted, now, slot.slots)
         elif outcome != Outcome.UNUSED:
             self.tally.served(ticket.tenant, now - ticket.granted)
         self._unlease(ticket, LeaseEnd.RELEASED, now)
@@ -394,11 +393,31 @@ class Gate:
         self.tally.refusals[reason] = self.tally.refusals.get(reason, 0) + 1
         return Refusal(ticket, reason, words, retry_after, self.view(), end)
 
+    def _queue_full(self, ticket: Ticket, now: float) -> Refusal:
+        retry = self.outlook.retry_after(now, ticket.tenant)
+        count = f"{len(self.waiting)} waiting"
+        words = f"the queue of model '{self.model}' is full ({count}); try again in {retry:.0f} s"
+        return self._refuse(ticket, Reason.QUEUE_FULL, words, retry, TicketEnd.REFUSED)
+
     def _refused(self, ticket: Ticket, now: float) -> Refusal:
         why = self.refusal
         assert why is not None
         assert why.reason is not None
         return self._refuse(ticket, why.reason, why.message, why.retry_after, TicketEnd.REFUSED)
+
+    def _unreachable(self, ticket: Ticket, now: float) -> Refusal:
+        """The model will be ready too late for this caller, who is expected back."""
+        self.urgent |= self.outlook.expect_back(now)
+        ready, left = self.outlook.ready_in(now) or 0.0, max(0.0, ticket.deadline - now)
+        retry = self.outlook.retry_ready(now)
+        words = f"the model '{self.model}' is expected to be ready in {ready:.1f} s, after the request's own "
+        words += f"deadline of {left:.1f} s; try again in {retry:.0f} s"
+        return self._refuse(ticket, Reason.DEADLINE_UNREACHABLE, words, retry, TicketEnd.REFUSED)
+
+    def _timed_out(self, ticket: Ticket, words: str, now: float) -> Refusal:
+        """It waited for as long as admission lets anybody wait."""
+        retry = self.outlook.retry_after(now, ticket.tenant)
+        return self._refuse(ticket, Reason.QUEUE_TIMEOUT, words, retry, TicketEnd.EXPIRED)
 
     def _past_deadline(self, ticket: Ticket) -> Refusal:
         """A waiting ticket, or one whose turn had come when it was too late."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from tidegate_admission.progress import FlowProgress
 from tidegate_admission.session import Session
 from tidegate_admission.ticket import Id, Reason, Refusal, Ticket
 
@@ -64,7 +65,7 @@ class Holder(Session):
     def query(self, number: int) -> None:
         """There are no heartbeats."""
 
-    def progress(self, ns: list[int], position: int, eta: float, loading: bool) -> None:
+    def progress(self, flow: FlowProgress) -> None:
         """A call gives one answer."""
 
     def close(self, reason: Reason) -> None:

@@ -70,7 +70,7 @@ class Deadlines:
 
     def push(self, ticket: Ticket) -> None:
         """Remembers a ticket that has a deadline."""
-        heapq.heappush(self._heap, (ticket.deadline, next(_serials), ticket))
+        heapq.heappush(self._heap, (ticket.deadline, ticket.order, ticket))
 
     def pop_due(self, now: float) -> Ticket | None:
         """A waiting ticket whose deadline has passed, or None."""
@@ -87,7 +87,7 @@ class Deadlines:
         """As `Line.tidy`."""
         if len(self._heap) > 2 * alive + 64:
             live = {ticket.id: ticket for _, _, ticket in self._heap if ticket.phase is Phase.WAITING}
-            self._heap = [(ticket.deadline, next(_serials), ticket) for ticket in live.values()]
+            self._heap = [(ticket.deadline, ticket.order, ticket) for ticket in live.values()]
             heapq.heapify(self._heap)
 
 

@@ -68,7 +68,7 @@ class Link:
                         raise SupersededError from None
                     log.debug("lifecycle.away", code=error.code().name)
                 if self._dispatcher.linked:
-                    self._dispatcher.linked = False
+                    self._dispatcher.unlinked(self._clock())
                     delays = rpc.reconnect_delays()
                     log.warning("lifecycle.lost", keeps="its last settled supply")
                 await asyncio.sleep(next(delays))
@@ -131,6 +131,7 @@ def _model(item: ModelDemand) -> pb.ModelDemand:
         oldest_wait_ms=int(item.oldest_wait * 1000),
         waiting_by_band=item.by_band,
         arrival_rate=item.arrival_rate,
+        interest_ms=int(item.interest * 1000),
         instances=[
             pb.InstanceDemand(instance_id=one.id, leases=one.leases, grants=one.grants)
             for one in item.instances
@@ -150,6 +151,7 @@ def from_wire(report: pb.SupplyReport, uptime: float) -> Supply:
         (report.catalog_generation.incarnation, report.catalog_generation.n),
         tuple(report.roster),
         report.roster_known,
+        report.first_admission,
     )
 
 
@@ -158,7 +160,15 @@ def _supply(item: pb.ModelSupply, uptime: float) -> ModelSupply:
     return ModelSupply(
         item.model,
         tuple(
-            Instance(one.instance_id, one.address, one.state, one.slots, one.age_ms / 1000 > uptime)
+            Instance(
+                one.instance_id,
+                one.address,
+                one.state,
+                one.slots,
+                one.age_ms / 1000 > uptime,
+                one.running if one.HasField("running") else None,
+                one.queued if one.HasField("queued") else None,
+            )
             for one in item.instances
         ),
         item.max_concurrent if item.HasField("max_concurrent") else None,
@@ -168,4 +178,5 @@ def _supply(item: pb.ModelSupply, uptime: float) -> ModelSupply:
         reason,
         item.message or f"the model '{item.model}' can't be served now",
         item.retry_after_ms / 1000,
+        item.under_way,
     )

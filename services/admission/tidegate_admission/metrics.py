@@ -115,20 +115,25 @@ def read(dispatcher: Dispatcher, gaps: Gaps, now: float) -> list[Metric]:
         longest,
         linked,
         window,
-        *_queues(dispatcher),
+        *_queues(dispatcher, now),
         *_sessions(dispatcher, now),
         *_records(dispatcher),
+        *_rates(dispatcher, now),
     ]
 
 
-def _queues(dispatcher: Dispatcher) -> list[Metric]:
+def _queues(dispatcher: Dispatcher, now: float) -> list[Metric]:
     depth = GaugeMetricFamily("tidegate_admission_queue_depth", "Tickets waiting.", labels=["model"])
     active = GaugeMetricFamily("tidegate_admission_active_leases", "Leases held.", labels=["model"])
+    slots = GaugeMetricFamily(
+        "tidegate_admission_effective_slots", "Leases that there may be now.", labels=["model"]
+    )
     for model, gate in dispatcher.gates.items():
         if model in dispatcher.books.supply.view:  # a made-up name of a caller is no label
             depth.add_metric([model], len(gate.waiting))
             active.add_metric([model], gate.active)
-    return [depth, active]
+            slots.add_metric([model], gate.effective_slots(now))
+    return [depth, active, slots]
 
 
 def _sessions(dispatcher: Dispatcher, now: float) -> list[Metric]:
@@ -155,6 +160,11 @@ def _records(dispatcher: Dispatcher) -> list[Metric]:
     refusals = CounterMetricFamily(
         "tidegate_admission_refusals", "Why tickets were refused.", labels=["model", "reason"]
     )
+    halvings = CounterMetricFamily(
+        "tidegate_admission_slot_halvings",
+        "How often a model server's 429 or 503 has halved its slots.",
+        labels=["model"],
+    )
     waits = HistogramMetricFamily(
         "tidegate_admission_wait_seconds", "How long granted tickets had waited.", labels=["model"]
     )
@@ -162,6 +172,7 @@ def _records(dispatcher: Dispatcher) -> list[Metric]:
         name = model if model != UNKNOWN_MODELS else "(unknown)"
         grants.add_metric([name], tally.granted)
         restated.add_metric([name], tally.restated)
+        halvings.add_metric([name], tally.halvings)
         for end, count in [*tally.ticket_ends.items()]:
             tickets.add_metric([name, str(end)], count)
         for ending, count in tally.lease_ends.items():
@@ -169,7 +180,22 @@ def _records(dispatcher: Dispatcher) -> list[Metric]:
         for reason, count in tally.refusals.items():
             refusals.add_metric([name, reason.name.lower()], count)
         waits.add_metric([name], _buckets(tally), tally.wait_sum)
-    return [grants, restated, tickets, leases, refusals, waits]
+    return [grants, restated, halvings, tickets, leases, refusals, waits]
+
+
+def _rates(dispatcher: Dispatcher, now: float) -> list[Metric]:
+    limits = GaugeMetricFamily(
+        "tidegate_admission_rate_limit", "What a tenant may have per minute.", labels=["tenant", "kind"]
+    )
+    left = GaugeMetricFamily(
+        "tidegate_admission_rate_remaining", "What is left of it now.", labels=["tenant", "kind"]
+    )
+    for tenant, state in views.tenants(dispatcher, now):
+        for kind, one in (("requests", state.requests), ("tokens", state.tokens)):
+            if one is not None:
+                limits.add_metric([tenant, kind], one.limit)
+                left.add_metric([tenant, kind], one.remaining)
+    return [limits, left]
 
 
 def _buckets(tally: Tally) -> list[tuple[str, float]]:

@@ -14,9 +14,11 @@ from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate.admission.v1 import admission_pb2_grpc as pb_grpc
 from tidegate_admission import views
 from tidegate_admission.dispatcher import Dispatcher
+from tidegate_admission.rates import RateState
 from tidegate_admission.stream import Stream
 from tidegate_admission.ticket import Id, QueueView, Reason
 from tidegate_admission.unary import Unary, refused
+from tidegate_admission.wire import put_rates
 from tidegate_chassis.errors import Refused
 from tidegate_chassis.process import VERSION
 
@@ -139,6 +141,7 @@ class Service(pb_grpc.AdmissionServiceServicer):
             uptime_ms=_ms(now - dispatcher.started),
             models=[_model(view) for view in views.queues(dispatcher, now)],
             sessions=[_session(view) for view in views.sessions(dispatcher, now)],
+            tenants=[_tenant(name, state) for name, state in views.tenants(dispatcher, now)],
             supply_settled=dispatcher.linked and dispatcher.books.supply.settled,
             version=VERSION,
         )
@@ -167,6 +170,8 @@ def _timeless(queues: pb.Queues) -> pb.Queues:
         model.oldest_wait_ms = 0
     for session in copy.sessions:
         session.silent_ms = 0
+    for tenant in copy.tenants:
+        tenant.ClearField("rates")
     return copy
 
 
@@ -199,6 +204,12 @@ def _model(view: views.GateView) -> pb.ModelQueue:
         lease_ends={str(kind): count for kind, count in tally.lease_ends.items()},
         restated=tally.restated,
     )
+
+
+def _tenant(name: str, state: RateState) -> pb.TenantRate:
+    rate = pb.TenantRate(tenant=name)
+    put_rates(rate.rates, state)
+    return rate
 
 
 def _session(view: views.SessionView) -> pb.SessionInfo:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tidegate_admission.progress import FlowProgress
 from tidegate_admission.ticket import Reason, Refusal, Ticket
 
 _MASK = (1 << 64) - 1
@@ -44,7 +45,7 @@ class Outbox(Protocol):
     def query(self, number: int) -> None:
         """The full held set is asked for."""
 
-    def progress(self, ns: list[int], position: int, eta: float, loading: bool) -> None:
+    def progress(self, flow: FlowProgress) -> None:
         """How a flow is getting on."""
 
     def close(self, reason: Reason) -> None:

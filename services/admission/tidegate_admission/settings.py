@@ -12,11 +12,10 @@ from pydantic import Field
 from tidegate_admission.fairness import DEFAULT_TENANT, TenantRule, Tenants
 from tidegate_admission.ticket import Band
 from tidegate_chassis import config
-from tidegate_chassis.config import Document, Problem, Settings, TelemetrySettings, later
+from tidegate_chassis.config import Document, Problem, Settings, TelemetrySettings
 from tidegate_chassis.kinds import Address, Choice, Duration, Whole
 
 TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_RATES = "no tenant has a rate"
 
 
 class AdmissionSettings(Settings):
@@ -61,11 +60,14 @@ class TenantSettings(Settings):
         "normal",
         description="The highest priority that its requests may have; what they ask beyond it is lowered.",
     )
-    requests_per_minute: Annotated[int, Whole(0, 10_000_000)] = later(
-        0, _RATES, "Requests per minute over all edges; 0 = no limit."
+    requests_per_minute: Annotated[int, Whole(0, 10_000_000)] = Field(
+        0,
+        description="Requests per minute over all models and edges, and as many at once; 0 = no limit.",
     )
-    tokens_per_minute: Annotated[int, Whole(0, 10_000_000_000)] = later(
-        0, _RATES, "Tokens per minute over all edges; 0 = no limit."
+    tokens_per_minute: Annotated[int, Whole(0, 10_000_000_000)] = Field(
+        0,
+        description="Tokens per minute over all models and edges, prompts and answers; 0 = no limit. An "
+        "estimate is reserved when a request comes, and settled by what it used.",
     )
 
 
@@ -126,14 +128,24 @@ def _tenants(section: dict[str, Any], problems: list[Problem]) -> Tenants | None
             continue
         own = config.check(TenantSettings, value or {}, f"tenants.{name}", problems)
         if own is not None:
-            rules[str(name)] = TenantRule(own.weight, int(Band[own.top_priority.upper()]))
+            rules[str(name)] = TenantRule(
+                own.weight,
+                int(Band[own.top_priority.upper()]),
+                own.requests_per_minute,
+                own.tokens_per_minute,
+            )
     if len(problems) > before:
         return None
     return Tenants(rules.pop(DEFAULT_TENANT, TenantRule()), rules)
 
 
 def _said(rule: TenantRule) -> dict[str, Any]:
-    return {"weight": rule.weight, "top_priority": Band(rule.top).name.lower()}
+    return {
+        "weight": rule.weight,
+        "top_priority": Band(rule.top).name.lower(),
+        "requests_per_minute": rule.requests,
+        "tokens_per_minute": rule.tokens,
+    }
 
 
 def _lifecycle_listen(document: Document) -> str:

@@ -14,8 +14,8 @@ from tidegate_admission.holder import Holder
 from tidegate_admission.session import Differences, Held, Hello, Outbox, Session
 from tidegate_admission.ticket import Id, LeaseEnd, QueueView, Reason, Refusal, Ticket, TicketEnd
 
-REVOKED_KEPT = 900.0
-"""Seconds for which a revoked lease is remembered: longer than an edge can be cut off and still hold it."""
+ENDED_KEPT = 900.0
+"""Seconds for which such a lease is remembered: longer than an edge can be cut off and still hold it."""
 
 
 class Statements:
@@ -23,7 +23,8 @@ class Statements:
 
     def __init__(self, books: Books) -> None:
         self._books = books
-        self._revoked: OrderedDict[Id, float] = OrderedDict()
+        self._ended: OrderedDict[Id, tuple[float, Reason]] = OrderedDict()
+        """Leases that their edges may still believe to hold: since when they have ended, and why."""
 
     def hello(self, outbox: Outbox, hello: Hello, now: float) -> Session:
         """A stream has said its complete Hello. Raises SupersededError when a newer stream is open."""
@@ -70,12 +71,14 @@ class Statements:
 
         1. It was revoked.
         2. Its instance is gone, by a settled supply.
-        3. In a later statement it is taken again only where a slot is free; in a Hello it is a fact.
+        3. In a Hello it is a fact, but for one that expired here: its slot may be somebody else's by now.
+           That one, and any in a later statement, is taken again only where a slot is free.
         """
         books = self._books
         assert session.outbox is not None
         ticket = Ticket((session.id, item.n), item.model, now - item.age, item.tenant, moves=item.moves)
-        if ticket.id in self._revoked:  # 1
+        _, ended = self._ended.get(ticket.id, (0.0, None))
+        if ended is Reason.REVOKED:  # 1
             session.outbox.lost(item.n, Reason.REVOKED)
             return
         if books.supply.gone(item.model, item.instance_id):  # 2
@@ -84,9 +87,11 @@ class Statements:
         gate = books.gate(item.model, now)
         books.dirty[item.model] = True
         slot = gate.slots.get(item.instance_id)
-        if not fact and (slot is None or len(slot.leases) >= slot.effective(now, gate.guarded)):  # 3
+        full = slot is None or len(slot.leases) >= slot.effective(now, gate.guarded)
+        if full and (ended is not None or not fact):  # 3
             session.outbox.lost(item.n, Reason.EXPIRED)
             return
+        self._ended.pop(ticket.id, None)
         gate.restate_held(ticket, item.instance_id, now)
         session.leases[item.n] = ticket
 
@@ -97,7 +102,7 @@ class Statements:
         ticket = session.leases.get(lease[1]) if session else None
         if session is None or ticket is None:
             return False
-        self._revoked[lease] = now
+        self._ended[lease] = (now, Reason.REVOKED)
         books.end(session, ticket, LeaseEnd.REVOKED, TicketEnd.CANCELLED, now)
         if session.outbox is not None:
             session.outbox.lost(ticket.id[1], Reason.REVOKED)
@@ -130,10 +135,10 @@ class Statements:
         if session.outbox is None:
             books.forget(session)
 
-    def forget_revoked(self, now: float) -> None:
-        """Lets go of revoked leases that nobody can state any more."""
-        while self._revoked and now - next(iter(self._revoked.values())) > REVOKED_KEPT:
-            self._revoked.popitem(last=False)
+    def forget_ended(self, now: float) -> None:
+        """Lets go of ended leases that nobody can state any more."""
+        while self._ended and now - next(iter(self._ended.values()))[0] > ENDED_KEPT:
+            self._ended.popitem(last=False)
 
     def look_at_window(self, now: float) -> None:
         """Whether the restart window is over: then older instances no longer count as full."""
@@ -190,6 +195,7 @@ class Statements:
     def _expire(self, session: Session, now: float) -> None:
         books = self._books
         leases, tickets = list(session.leases), list(session.tickets.values())
+        self._ended.update(((session.id, n), (now, Reason.EXPIRED)) for n in leases)
         books.end_session(session, LeaseEnd.EXPIRED, TicketEnd.SESSION_LOST, now)
         if session.outbox is None:
             return

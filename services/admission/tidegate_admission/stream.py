@@ -16,6 +16,7 @@ import structlog
 from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate_admission import wire
 from tidegate_admission.dispatcher import Dispatcher
+from tidegate_admission.progress import FlowProgress
 from tidegate_admission.session import Hello, Session, SupersededError
 from tidegate_admission.ticket import Reason, Refusal, Ticket
 from tidegate_chassis.errors import Refused
@@ -51,6 +52,7 @@ class Stream:
         self.session: Session | None = None
         self._dispatcher, self._incarnation, self._clock, self._fatal = dispatcher, incarnation, clock, fatal
         self._max_outbox = max_outbox
+        self._rates = dispatcher.books.rates
         self._response = pb.SessionResponse(seq=1)
         self._answers = self._response.answers
         self._full: deque[pb.SessionResponse] = deque()
@@ -83,6 +85,8 @@ class Stream:
         queue.active = active
         queue.max_concurrent = max_concurrent
         queue.max_queue = max_queue
+        if self._rates is not None and (state := self._rates.state(ticket.tenant, self._clock())):
+            wire.put_rates(grant.rates, state)
 
     def refuse(self, refusal: Refusal) -> None:
         """See `session.Outbox`."""
@@ -100,6 +104,8 @@ class Stream:
                 max_queue=queue.max_queue,
             )
         )
+        if self._rates is not None and (state := self._rates.state(refusal.ticket.tenant, self._clock())):
+            wire.put_rates(answer.rates, state)
 
     def lost(self, n: int, reason: Reason) -> None:
         """See `session.Outbox`."""
@@ -115,10 +121,14 @@ class Stream:
         """See `session.Outbox`."""
         self._add().held_query.number = number
 
-    def progress(self, ns: list[int], position: int, eta: float, loading: bool) -> None:
+    def progress(self, flow: FlowProgress) -> None:
         """See `session.Outbox`."""
-        eta_ms = int(min(eta, 86_400.0) * 1000)
-        self._add().progress.CopyFrom(pb.Progress(ns=ns, position=position, eta_ms=eta_ms, loading=loading))
+        answer = self._add().progress
+        answer.model, answer.tenant, answer.loading = flow.model, flow.tenant, flow.loading
+        answer.bands.extend(flow.bands)  # type: ignore[arg-type]  # the numbers are the contract's
+        answer.position, answer.step, answer.drain_rate = flow.position, flow.step, flow.drain_rate
+        if flow.ready_in is not None:
+            answer.ready_in_ms = int(flow.ready_in * 1000)
 
     def close(self, reason: Reason) -> None:
         """Ends the stream: ABORTED with the reason. One that is stuck in a write is cancelled soon after."""
@@ -171,13 +181,14 @@ class Stream:
             if self.session is None:
                 if request.WhichOneof("content") != "hello":
                     raise wire.invalid("a session begins with Hello")
-                hello = parts.add(request.hello, now)
-                if hello is not None:
-                    self._open(hello, now)
+                self._open(parts.add(request.hello, now), now)
             elif self._take_in(self.session, request, now):
                 return
 
-    def _open(self, hello: Hello, now: float) -> None:
+    def _open(self, hello: Hello | None, now: float) -> None:
+        """Takes in a complete Hello, and keeps nothing of it: its tickets would live as long as this."""
+        if hello is None:
+            return
         try:
             self.session = self._dispatcher.hello(self, hello, now)
         except SupersededError:

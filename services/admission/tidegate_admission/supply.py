@@ -42,6 +42,10 @@ class Instance:
     """Its ceiling; 0 = it names none."""
     old: bool = False
     """It was there before this process, so somebody may hold leases on it that the book doesn't know."""
+    running: int | None = None
+    """What its server itself reports as running; None = nothing."""
+    queued: int | None = None
+    """What its server itself reports as waiting in it; None = nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,15 @@ class ModelSupply:
     max_concurrent: int | None = None
     max_queue: int | None = None
     ready_in: float | None = None
+    """When a slot can be had while no server is up; None = unknown."""
     start_deadline: float = 0.0
     """What is left of it while the model loads; 0 = it isn't loading."""
     reason: Reason | None = None
     """Why it can't be had; None = it can."""
     message: str = ""
     retry_after: float = 0.0
+    under_way: bool = False
+    """`ready_in` counts down from now; else it is from whenever somebody asks for the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,8 @@ class Supply:
     catalog: Generation = NO_GENERATION
     roster: tuple[str, ...] = ()
     roster_known: bool = False
+    first_admission: bool = False
+    """There was none before this one."""
 
 
 @dataclass(slots=True)

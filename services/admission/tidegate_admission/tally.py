@@ -1,13 +1,14 @@
 """What has happened at a model since boot: how tickets and leases ended, and how long things took.
 
 These are records for people and for the conservation check. No decision counts slots by them: those are
-sizes of sets, in the gate. Only the mean service time is used, for estimates.
+sizes of sets, in the gate. Only the mean service times and the pace of the queue are used, for estimates.
 """
 
 from __future__ import annotations
 
 import bisect
 
+from tidegate_admission.estimate import Drain
 from tidegate_admission.fairness import MAX_IDLE
 from tidegate_admission.ticket import LeaseEnd, Reason, TicketEnd
 
@@ -17,14 +18,16 @@ WAIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 3
 GUESS = 1.0
 """Slot-seconds that a lease is charged while nothing has been measured."""
 _WEIGHT = 0.1
-"""Share of the newest service time in the mean: about the last twenty count."""
+"""Share of the newest value in a mean: about the last twenty count."""
 
 
 class Tally:
     """The record of one model; outlives its gate, so that means and ends survive idleness."""
 
     __slots__ = (
+        "drain",
         "granted",
+        "halvings",
         "lease_ends",
         "means",
         "moved",
@@ -44,6 +47,8 @@ class Tally:
         self.restated_waiting = 0
         self.granted = 0
         self.restated = 0
+        self.halvings = 0
+        """How often a server's 429 or 503 has halved its slots."""
         self.ticket_ends = dict.fromkeys(TicketEnd, 0)
         self.lease_ends = dict.fromkeys(LeaseEnd, 0)
         self.refusals: dict[Reason, int] = {}
@@ -51,6 +56,8 @@ class Tally:
         """Seconds that a lease is held, on average of late; 0 = none has ended yet."""
         self.means: dict[str, float] = {}
         """The same by tenant; the first ones are forgotten when they are too many."""
+        self.drain = Drain()
+        """How fast the queue is served."""
         self.wait_counts = [0] * (len(WAIT_BUCKETS) + 1)
         self.wait_sum = 0.0
 
@@ -72,11 +79,12 @@ class Tally:
 
     def served(self, tenant: str, seconds: float) -> None:
         """Notes how long a released lease was held."""
-        self.service_mean = _blend(self.service_mean, seconds)
+        self.drain.released += 1
+        self.service_mean = blend(self.service_mean, seconds)
         mean = self.means.get(tenant, 0.0)
         if not mean and len(self.means) >= MAX_IDLE:
             del self.means[next(iter(self.means))]
-        self.means[tenant] = _blend(mean, seconds)
+        self.means[tenant] = blend(mean, seconds)
 
     def length(self, tenant: str) -> float:
         """What a tenant's next lease is charged, in slot-seconds: the tenant's mean, else the model's, else
@@ -85,7 +93,7 @@ class Tally:
 
     def take_over(self, other: Tally) -> None:
         """Adds the record of a model that is no longer told apart."""
-        for name in ("offered", "moved", "restated_waiting", "granted", "restated", "wait_sum"):
+        for name in ("offered", "moved", "restated_waiting", "granted", "restated", "wait_sum", "halvings"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for kind, count in other.ticket_ends.items():
             self.ticket_ends[kind] += count
@@ -96,5 +104,6 @@ class Tally:
         self.wait_counts = [a + b for a, b in zip(self.wait_counts, other.wait_counts, strict=True)]
 
 
-def _blend(mean: float, seconds: float) -> float:
-    return mean + _WEIGHT * (seconds - mean) if mean else seconds
+def blend(mean: float, newest: float) -> float:
+    """A mean of late, with its newest value; 0 = there is none yet."""
+    return mean + _WEIGHT * (newest - mean) if mean else newest

@@ -8,6 +8,10 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tidegate_admission.rates import Meter
 
 Id = tuple[str, int]
 """Names a ticket and the lease it becomes: (session, n), chosen by the session."""
@@ -115,6 +119,7 @@ class Ticket:
         "id",
         "instance_id",
         "loading",
+        "meter",
         "model",
         "moves",
         "order",
@@ -174,13 +179,15 @@ class Ticket:
         self.queued = 0.0
         """When it was taken into this queue: its arrival, unless it was moved or restated."""
         self.position = 0
-        """Its place in the queue when it was taken in, from 1."""
+        """Its place in the queue when it was taken in, from 1; only of traced ones."""
         self.instance_id = ""
         self.granted = 0.0
         self.charged = 0.0
         """Slot-seconds that its tenant was charged for the lease so far."""
         self.loading = 0.0
         """Seconds of its wait, as of its grant, in which the model was loading."""
+        self.meter: Meter | None = None
+        """Where it has reserved of its tenant's rates."""
         self.sent = 0
         """Number of the response that told the grant on the session's present stream."""
 

@@ -45,10 +45,12 @@ class Turns:
         """Takes a ticket in; `catalog` is the one that supply goes by."""
         self.tickets[ticket.id] = ticket
         ticket.order = ticket.order or next(_orders)
-        ticket.position = len(self.tickets)
+        if ticket.trace_parent:
+            ticket.position = len(self.tickets)
         account = self.accounts.active.get(ticket.tenant)
         if account is None:
             account = self.accounts.enter(ticket.tenant, self._order.minimum())
+        ticket.tenant = account.name  # as in Gate: one text for all
         flow = account.flows.get(ticket.band)
         if flow is None:
             flow = account.flows[ticket.band] = Flow(account, ticket.band)
@@ -133,24 +135,9 @@ class Turns:
         flows = [flow for account in self.accounts.active.values() for flow in account.flows.values()]
         return tuple(sum(len(flow.tickets) for flow in flows if flow.band == band) for band in Band)
 
-    def forecast(self, depth: int, length: Callable[[str], float], now: float) -> list[Ticket]:
-        """The first `depth` tickets in the order in which they would have their turns if nobody else came;
-        `length` gives a tenant's mean service time."""
-        front = sorted(
-            itertools.islice(self.tickets.values(), depth),
-            key=lambda ticket: (ticket.band, not ticket.moves, ticket.arrived),
-        )
-        ranks: dict[str, float] = {}
-        oldest: dict[int, float] = {}
-        keys = []
-        for number, ticket in enumerate(front):
-            account = self.accounts.active[ticket.tenant]
-            virtual = ranks.get(ticket.tenant, account.virtual)
-            ranks[ticket.tenant] = virtual + length(ticket.tenant) / account.weight
-            oldest[ticket.band] = min(oldest.get(ticket.band, now), ticket.arrived)
-            level = self._order.level(ticket.band, oldest[ticket.band], now)
-            keys.append((level, virtual, ticket.arrived, number))
-        return [front[key[-1]] for key in sorted(keys)]
+    def level(self, band: int, arrived: float, now: float) -> int:
+        """The band to which a band is raised whose oldest head arrived then."""
+        return self._order.level(band, arrived, now)
 
     def catch_up(self, catalog: Generation) -> None:
         """Supply goes by this catalogue now."""

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 import grpc
 
 from tidegate.admission.v1 import admission_pb2 as pb
+from tidegate_admission.affinity import MAX_AFFINITY
 from tidegate_admission.dispatcher import Dispatcher
 from tidegate_admission.holder import Holder, number
+from tidegate_admission.rates import Used
 from tidegate_admission.session import Held
 from tidegate_admission.ticket import Band, Id, Outcome, Reason, Refusal, Ticket
 from tidegate_admission.wire import MAX_SESSION_ID, invalid, tenant
@@ -138,7 +140,8 @@ class Unary:
             if holder is None or n not in holder.leases:
                 self._dispatcher.books.unknown_ids += 1
                 return pb.ReleaseResponse(known=False)
-            self._dispatcher.done(holder, n, request.outcome or Outcome.OK, now)
+            used = Used(request.prompt_tokens, request.completion_tokens)
+            self._dispatcher.done(holder, n, request.outcome or Outcome.OK, now, used)
             holder.released(n)
             self._dispatcher.settle(now)
         return pb.ReleaseResponse(known=True)
@@ -237,7 +240,8 @@ class Unary:
         )
 
     def _restate(self, holder: Holder, n: int, request: pb.RenewRequest, now: float) -> None:
-        self._dispatcher.restate(holder, Held(n, request.model, request.instance_id), True, now)
+        held = Held(n, request.model, request.instance_id, tenant(request.tenant))
+        self._dispatcher.restate(holder, held, True, now)
         holder.rostered |= n in holder.leases
         self._dispatcher.settle(now)
 
@@ -268,6 +272,6 @@ def _ticket(
         request.band or Band.NORMAL,
         math.inf if remaining is None else now + remaining,
         tokens=request.token_estimate,
-        affinity=request.affinity,
+        affinity=request.affinity[:MAX_AFFINITY],
         trace_parent=trace_parent,
     )

@@ -40,6 +40,8 @@ _CHANNEL = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_retries", 0),
+    # Else channels to one address share a connection, and a new channel gets one that has gone silent.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 _SERVER = [
     *_KEEPALIVE,

@@ -9,6 +9,8 @@ from typing import Any
 
 import orjson
 
+from tidegate_edge.ticket import Rates
+
 _LONGEST = 500
 """Characters of a message; an error must not echo a caller's megabytes."""
 
@@ -91,6 +93,7 @@ class Failure(Exception):
         retry_after: float = 0.0,
         final: bool = False,
         allow: str = "",
+        limited: str = "",
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -103,6 +106,8 @@ class Failure(Exception):
         """No retry can help."""
         self.allow = allow
         """Methods for the header Allow."""
+        self.type = limited or self.kind.type
+        """OpenAI's type: of a rate, what it limits."""
 
     @property
     def status(self) -> int:
@@ -111,7 +116,7 @@ class Failure(Exception):
 
     def error(self) -> dict[str, Any]:
         """The inner object of OpenAI's envelope."""
-        return {"message": self.message, "type": self.kind.type, "param": self.param, "code": self.code}
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
     def body(self) -> bytes:
         """The envelope."""
@@ -132,17 +137,24 @@ class Failure(Exception):
         return found
 
 
-def refusal(reason: str, message: str, retry: float) -> Failure:
+def refusal(reason: str, message: str, retry: float, rates: Rates | None = None) -> Failure:
     """Admission's refusal. Without a time to retry, a model that failed or doesn't fit stays that way."""
     code = REFUSALS.get(reason, "server_is_overloaded")
     final = not retry and code in ("model_failed", "no_capacity", "deadline_exceeded", "deadline_unreachable")
     return Failure(
         code,
         message or "The request was refused.",
+        limited=_used_up(rates) if code == "rate_limit_exceeded" else "",
         retry_after=retry,
         final=final,
         param="model" if code == "model_not_found" else None,
     )
+
+
+def _used_up(rates: Rates | None) -> str:
+    """The rate that a request was refused for: the one of which there isn't one left, else tokens."""
+    requests = rates.get("requests") if rates else None
+    return "requests" if requests is not None and not requests.remaining else "tokens"
 
 
 def loss(reason: str) -> Failure:
@@ -184,7 +196,8 @@ def in_stream(path: bytes, error: dict[str, Any]) -> bytes:
         event = {"type": "error", "sequence_number": 0, **_flat(error), "error": error}
         return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
     if path == b"/v1/messages":
-        kind = {"rate_limit_error": "rate_limit_error", _BUSY: "overloaded_error", _SLOW: "timeout_error"}
+        kind = {_BUSY: "overloaded_error", _SLOW: "timeout_error"}
+        kind |= dict.fromkeys(("rate_limit_error", "requests", "tokens"), "rate_limit_error")
         inner = {"type": kind.get(str(error.get("type")), "api_error"), "message": error.get("message")}
         return b"event: error\ndata: " + orjson.dumps({"type": "error", "error": inner}) + b"\n\n"
     return b"data: " + orjson.dumps({"error": error}) + b"\n\ndata: [DONE]\n\n"

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from random import getrandbits
 
 from tidegate_edge.envelope import Failure
-from tidegate_edge.ticket import Band, QueueView
+from tidegate_edge.ticket import Band, QueueView, Rates
 
 Headers = list[tuple[bytes, bytes]]
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _TENANT = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_AFFINITY = re.compile(rb"[!-~]{1,128}")
 _HOP_BY_HOP = frozenset(
     (
         b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection",
@@ -23,7 +24,7 @@ _READ = frozenset(
     (
         b"host", b"content-length", b"expect", b"x-request-id", b"traceparent", b"x-tidegate-deadline-ms",
         b"content-type", b"content-encoding", b"accept-encoding", b"x-tidegate-tenant",
-        b"x-tidegate-priority",
+        b"x-tidegate-priority", b"x-tidegate-affinity",
     )
 )  # fmt: skip
 _SPECIAL = _HOP_BY_HOP | _READ
@@ -31,7 +32,10 @@ _SET_HERE = _HOP_BY_HOP | {
     b"x-request-id", b"x-queue-depth", b"x-max-concurrent", b"x-max-queue-size", b"x-tidegate-queue-ms",
     b"x-tidegate-instance",
 }  # fmt: skip
+_RATE = b"x-ratelimit-"
 _LONGEST_DEADLINE = 86_400_000
+_LONGEST_SAID = 40
+"""Characters of a caller's value that are repeated in a message."""
 
 
 @dataclass(slots=True)
@@ -52,6 +56,8 @@ class Head:
     tenant: str = ""
     """Who is asking; empty = nobody in particular."""
     band: Band = Band.NORMAL
+    affinity: str = ""
+    """Requests with the same one go to the same instance where it has room; empty = to any."""
 
     def to_server(self, trace_parent: str, plain: bool) -> Headers:
         """The fields for one attempt. `plain`: the answer must not be compressed, because it goes into a
@@ -92,9 +98,9 @@ def read_head(headers: Headers, believed: bool = False) -> Head:
         elif name == b"connection":
             named = tuple(token.strip().lower() for token in value.split(b","))
         elif name == b"x-tidegate-deadline-ms":
-            if not value.isdigit() or not 0 < int(value[:12]) <= _LONGEST_DEADLINE:
-                raise Failure("invalid_header", "x-tidegate-deadline-ms must be 1 to 86400000.")
-            head.deadline = int(value) / 1000
+            head.deadline = _deadline(value)
+        elif name == b"x-tidegate-affinity":
+            head.affinity = _affinity(value)
         elif name == b"x-tidegate-tenant":
             head.tenant = _tenant(value) if believed else ""
         elif name == b"x-tidegate-priority":
@@ -107,9 +113,33 @@ def read_head(headers: Headers, believed: bool = False) -> Head:
     return head
 
 
+def _deadline(value: bytes) -> float:
+    if not value.isdigit() or not 0 < int(value[:12]) <= _LONGEST_DEADLINE:
+        words = f"x-tidegate-deadline-ms must be a whole number from 1 to {_LONGEST_DEADLINE}"
+        raise Failure("invalid_header", f"{words}, not {_said(value)}.")
+    return int(value) / 1000
+
+
+def _affinity(value: bytes) -> str:
+    if not _AFFINITY.fullmatch(value):
+        words = f"x-tidegate-affinity must be 1 to 128 visible ASCII characters, not {_said(value)}."
+        raise Failure("invalid_header", words)
+    return value.decode()
+
+
+def _said(value: bytes) -> str:
+    """A caller's value in a message, cut short."""
+    text = value.decode("latin-1")
+    return (
+        f"`{text}`" if len(text) <= _LONGEST_SAID else f"`{text[:_LONGEST_SAID]}…` ({len(text)} characters)"
+    )
+
+
 def _tenant(value: bytes) -> str:
     if not _TENANT.fullmatch(value):
-        words = "x-tidegate-tenant must be 1 to 64 letters, digits and the signs . _ and -."
+        words = (
+            f"x-tidegate-tenant must be 1 to 64 letters, digits and the signs . _ and -, not {_said(value)}."
+        )
         raise Failure("invalid_header", words)
     return value.decode()
 
@@ -118,11 +148,15 @@ def _band(value: bytes) -> Band:
     try:
         return Band[value.decode("latin-1").upper()]
     except KeyError:
-        raise Failure("invalid_header", "x-tidegate-priority must be high, normal or low.") from None
+        words = f"x-tidegate-priority must be high, normal or low, not {_said(value)}."
+        raise Failure("invalid_header", words) from None
 
 
 def to_client(headers: Headers, own: Headers) -> Headers:
-    """A model server's response fields without those of its connection, and with the edge's own."""
+    """A model server's response fields without those of its connection, and with the edge's own.
+
+    What it says about rates is passed on where the tenant has none here: two limits can't be told apart.
+    """
     named: tuple[bytes, ...] = ()
     kept = []
     for name, value in headers:
@@ -133,6 +167,8 @@ def to_client(headers: Headers, own: Headers) -> Headers:
             named = tuple(token.strip().lower() for token in value.split(b","))
     if named:
         kept = [field for field in kept if field[0] not in named]
+    if any(name.startswith(_RATE) for name, _ in own):
+        kept = [field for field in kept if not field[0].startswith(_RATE)]
     return kept + own
 
 
@@ -143,6 +179,29 @@ def queue_fields(queue: QueueView) -> Headers:
         (b"x-max-concurrent", b"%d" % queue.max_concurrent),
         (b"x-max-queue-size", b"%d" % queue.max_queue),
     ]
+
+
+def rate_fields(rates: Rates | None) -> Headers:
+    """What is left of the tenant's rates, in OpenAI's fields; none where it has none."""
+    fields = []
+    for name, one in rates.items() if rates else ():
+        kind = name.encode()
+        fields.append((_RATE + b"limit-" + kind, b"%d" % one.limit))
+        fields.append((_RATE + b"remaining-" + kind, b"%d" % one.remaining))
+        fields.append((_RATE + b"reset-" + kind, _duration(one.reset)))
+    return fields
+
+
+def _duration(milliseconds: int) -> bytes:
+    """As OpenAI writes durations: 0s, 120ms, 1.5s, 6m0s, 1h0m0s."""
+    if 0 < milliseconds < 1000:
+        return b"%dms" % milliseconds
+    minutes, rest = divmod(milliseconds, 60_000)
+    seconds = f"{rest / 1000:g}s"
+    if not minutes:
+        return seconds.encode()
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}h" * bool(hours) + f"{minutes}m{seconds}").encode()
 
 
 def field(headers: Headers, wanted: bytes) -> bytes:

@@ -12,7 +12,7 @@ from tidegate_edge import semconv
 from tidegate_edge.head import Head
 from tidegate_edge.metrics import Metrics
 from tidegate_edge.ticket import Grant
-from tidegate_edge.usage import Tail
+from tidegate_edge.usage import NONE, UNKNOWN, Tail, Tokens, free
 
 log = structlog.get_logger("tidegate.edge.access")
 
@@ -21,8 +21,9 @@ class Record:
     """One request's record. Cheap when tracing is off."""
 
     __slots__ = (
-        "_call", "_first", "_head", "_metrics", "_path", "_retries", "_server", "_started", "_tokens",
-        "events", "instance", "loading", "method", "model", "outcome", "queued", "trace_parent",
+        "_call", "_first", "_head", "_metrics", "_path", "_retries", "_server", "_started", "_status",
+        "_tokens", "asked", "events", "instance", "loading", "method", "model", "outcome", "queued",
+        "trace_parent",
     )  # fmt: skip
 
     def __init__(self, metrics: Metrics, method: str, path: bytes, head: Head) -> None:
@@ -34,7 +35,10 @@ class Record:
         self._retries = 0
         self._server: Span | None = None
         self._call: Span | None = None
-        self._tokens: tuple[int, int, bool] | None = None
+        self._status = 0
+        self._tokens: Tokens | None = None
+        self.asked = 0
+        """Tokens of the prompt, by the size of the body; 0 = it is no text."""
         self.method = method
         self.model = ""
         """A name of the catalogue; empty = it was not found out."""
@@ -96,6 +100,7 @@ class Record:
 
     def answered(self, status: int, reused: bool) -> None:
         """The head of a response has come."""
+        self._status = status
         self._first = monotonic() - self._started
         self._metrics.upstream(reused)()
         self._metrics.first_byte(self.model)(self._first)
@@ -109,17 +114,21 @@ class Record:
         self.outcome = code
         self._metrics.refused(code)()
 
-    def tokens(self, tail: Tail) -> tuple[int, int, bool]:
-        """Tokens of the response as far as it has come; looked for once."""
+    def tokens(self, tail: Tail) -> Tokens:
+        """Tokens of the response as far as it has come; looked for once. An error costs none, if it doesn't
+        tell any."""
         if self._tokens is None:
-            self._tokens = tail.tokens(self.events) if tail.size else (0, 0, False)
+            found = tail.tokens(self.events, self.asked) if tail.size else UNKNOWN
+            if not (found.prompt or found.completion) and (self._status >= 400 or free(self._path)):
+                found = NONE
+            self._tokens = found
         return self._tokens
 
     def close(self, status: int, tail: Tail) -> None:
         """The request has ended: everything that counts and tells it."""
         total = monotonic() - self._started
         status = status or 499
-        prompt, completion, estimated = self.tokens(tail)
+        prompt, completion, estimated, _ = self.tokens(tail)
         metrics, model = self._metrics, self.model
         metrics.requests(model, str(status), self.outcome)()
         metrics.duration(model)(total)

@@ -11,14 +11,16 @@ before it gives the slot back:
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import structlog
 
 from tidegate_edge.answer import Answer, Cut
 from tidegate_edge.catalog import Model
+from tidegate_edge.due import Due
 from tidegate_edge.envelope import Failure, loss, refusal, upstream_error
-from tidegate_edge.head import Head, Headers, field, queue_fields, to_client
+from tidegate_edge.head import Head, Headers, field, queue_fields, rate_fields, to_client
 from tidegate_edge.multipart import is_multipart, read_multipart
 from tidegate_edge.record import Record
 from tidegate_edge.request import Body, read_json
@@ -26,7 +28,7 @@ from tidegate_edge.shared import Edge
 from tidegate_edge.sockets import hang_up
 from tidegate_edge.ticket import Grant, Outcome, Ticket, TicketRefused
 from tidegate_edge.upstream import Broken, ConnectFailed, Reply
-from tidegate_edge.usage import Tail
+from tidegate_edge.usage import Tail, estimate
 from tidegate_edge.waiting import Waiting, describe
 from tidegate_edge.watchdog import Watchdog
 
@@ -58,6 +60,7 @@ class Relay:
         settings = edge.settings
         grain = min(settings.write_timeout, settings.stream_idle_timeout, settings.response_timeout)
         self._dog = Watchdog(grain, self.interrupt)
+        self._due = Due(head.deadline, self._dog.now)
         self._task: asyncio.Task[Any] | None = None
         self._cause: str | Failure | None = None
         self._closing = False
@@ -103,14 +106,12 @@ class Relay:
         finally:
             self._closing = True
             self._release()
+            self._waiting = None  # it holds this relay
             self._edge.relays.discard(self)
             self._record.close(self._answer.status, self._tail)
 
     async def _serve(self) -> None:
-        raw = await self._read_body()
-        self._watch_client()
-        content_type = self._head.content_type
-        body = read_multipart(raw, content_type) if is_multipart(content_type) else read_json(raw)
+        body = self._read_request(await self._read_body())
         self._body = body
         if not self._edge.catalog.known:
             raise Failure("server_is_overloaded", "The catalogue of models is not known yet.", retry_after=2)
@@ -119,10 +120,13 @@ class Relay:
             message = f"The model `{body.model[:128]}` does not exist."
             raise Failure("model_not_found", message, param="model")
         self._record.model = model.name
-        if not await self._edge.session.available(_SESSION_PATIENCE):
+        if not await self._edge.session.available(min(_SESSION_PATIENCE, self._due.left() or math.inf)):
+            self._due.left()
             raise Failure("server_is_overloaded", "Admission can't be reached.", retry_after=5)
         self._offer(model, body)
-        reply = await self._obtain(model, body)
+        opening = self._obtain(model, body)
+        del body  # it is given up when the head of an answer has come; this frame lives as long as the answer
+        reply = await opening
         if self._waiting is not None:
             await self._waiting.stop()
         await self._pass_on(reply)
@@ -153,6 +157,11 @@ class Relay:
                 self._dog.rest()
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def _read_request(self, raw: bytes) -> Body:
+        self._watch_client()
+        content_type = self._head.content_type
+        return read_multipart(raw, content_type) if is_multipart(content_type) else read_json(raw)
+
     def _watch_client(self) -> None:
         """From now on the next message is http.disconnect, in whatever phase it comes. granian's `receive`
         gives a future, so that this costs no task."""
@@ -171,13 +180,15 @@ class Relay:
     def _offer(self, model: Model, body: Body) -> None:
         edge, settings = self._edge, self._edge.settings
         comments = body.stream and settings.keepalive_after > 0
+        self._record.asked = len(body.raw) // 4 if body.json else 0
         self._ticket = edge.session.acquire(
             model.name,
             tenant=self._head.tenant,
             band=self._head.band,
-            deadline=self._head.deadline,
+            deadline=self._due.left(),
             catalog_generation=edge.catalog.generation,
-            token_estimate=min(len(body.raw) // 4 + body.max_tokens, 2**32 - 1),
+            token_estimate=min(estimate(self._path, self._record.asked, body.max_tokens), 2**32 - 1),
+            affinity=self._head.affinity,
             trace_parent=self._record.trace_parent,
             wants_progress=comments,
         )
@@ -194,10 +205,11 @@ class Relay:
         self._dog.rest()  # admission ends this wait by the ticket's deadline
         offered = self._dog.now()
         try:
-            grant = await self._ticket.granted()
+            grant = await self._due.granted(self._ticket.granted())
         except TicketRefused as refused:
             self._own += queue_fields(refused.queue)
-            raise refusal(refused.reason, refused.message, refused.retry_after) from None
+            self._own += rate_fields(refused.rates)
+            raise refusal(refused.reason, refused.message, refused.retry_after, refused.rates) from None
         finally:
             self._record.queued += self._dog.now() - offered
         self._record.instance = grant.instance_id
@@ -252,6 +264,7 @@ class Relay:
         self._body = None
         self._edge.bodies.drop(self)
         self._own += queue_fields(grant.queue)
+        self._own += rate_fields(grant.rates)
         self._own.append((b"x-tidegate-queue-ms", b"%d" % (self._record.queued * 1000)))
         self._own.append((b"x-tidegate-instance", grant.instance_id.encode()))
         return reply
@@ -353,8 +366,8 @@ class Relay:
         if reply is not None and not self._ended:
             reply.close()
         if ticket is not None:
-            prompt, completion, estimated = self._record.tokens(self._tail)
-            ticket.done(self._outcome, prompt, completion, estimated)
+            ticket.done(self._outcome, self._record.tokens(self._tail))
+        self._body = None
         self._edge.bodies.drop(self)
         if self._waiting is not None and self._closing:
             self._waiting.abandon()

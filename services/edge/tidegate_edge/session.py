@@ -22,7 +22,9 @@ from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate.admission.v1 import admission_pb2_grpc
 from tidegate_chassis import rpc
 from tidegate_chassis.process import GapMeter, monotonic
-from tidegate_edge.ticket import Band, Outcome, Phase, Progress, Ticket
+from tidegate_edge.places import place
+from tidegate_edge.ticket import Band, Outcome, Phase, Ticket
+from tidegate_edge.usage import Tokens
 
 log = structlog.get_logger("tidegate.edge.session")
 
@@ -58,7 +60,7 @@ class Session:
         self._beat_number = 0
         self._beat_due = 0.0
         self._query: int | None = None
-        self._acknowledged = clock()
+        self._acknowledged = self._opened = clock()
         self._call: grpc.aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse] | None = None
 
     def __repr__(self) -> str:
@@ -129,14 +131,17 @@ class Session:
         self._say(operation)
         return ticket
 
-    def finish(self, ticket: Ticket, outcome: Outcome, prompt: int, completion: int, estimated: bool) -> None:
+    def finish(self, ticket: Ticket, outcome: Outcome, tokens: Tokens) -> None:
         """Tells admission how a ticket ended (called by `Ticket.done`)."""
         self._tickets.pop(ticket.n, None)
         operation = pb.Operation()
         done = operation.done
         done.n, done.outcome = ticket.n, outcome.value
-        if prompt or completion:
-            done.prompt_tokens, done.completion_tokens, done.tokens_estimated = prompt, completion, estimated
+        if tokens.prompt or tokens.completion:
+            done.prompt_tokens, done.completion_tokens = tokens.prompt, tokens.completion
+            done.tokens_estimated = tokens.estimated
+        elif tokens.none:
+            done.without_tokens = True
         self._say(operation)
 
     def send_move(self, ticket: Ticket, not_instance: str, outcome: Outcome) -> None:
@@ -151,15 +156,13 @@ class Session:
 
     async def run(self) -> None:
         """Keeps the session open until it is closed or this task is cancelled."""
-        async with rpc.channel(self._address) as channel:
-            stub = admission_pb2_grpc.AdmissionServiceStub(channel)
-            watch = asyncio.create_task(self._watch())
-            try:
-                while not self._closing:
-                    await self._keep_stream(stub)
-            finally:
-                watch.cancel()
-                self._closed.set()
+        watch = asyncio.create_task(self._watch())
+        try:
+            while not self._closing:
+                await self._keep_stream()
+        finally:
+            watch.cancel()
+            self._closed.set()
 
     async def close(self, patience: float = 1.0) -> None:
         """Says Goodbye: what is left of tickets and leases ends at once. Takes at most `patience` seconds."""
@@ -170,11 +173,13 @@ class Session:
 
     # The stream.
 
-    async def _keep_stream(self, stub: admission_pb2_grpc.AdmissionServiceAsyncStub) -> None:
-        """Opens streams until one was welcomed and has ended."""
+    async def _keep_stream(self) -> None:
+        """Opens streams until one was welcomed and has ended. Each has a connection of its own: gRPC takes
+        one that went silent for a good one until its keepalive has run out."""
         for delay in rpc.reconnect_delays():
             try:
-                await self._stream(stub)
+                async with rpc.channel(self._address) as channel:
+                    await self._stream(admission_pb2_grpc.AdmissionServiceStub(channel))
             except grpc.RpcError as error:
                 log.warning("the session's stream broke", error=rpc.describe(error), connected=self.connected)
             except asyncio.CancelledError:
@@ -194,20 +199,17 @@ class Session:
         self._seen = self._beat_number = 0
         self._beats.clear()
         self._query = None
+        self._opened = self._clock()
         self._call = call = stub.Session(wait_for_ready=True)
-        writer: asyncio.Task[None] | None = None
+        writer = asyncio.create_task(self._write(call))
         try:
-            for part in self._hello():
-                await call.write(part)
-            writer = asyncio.create_task(self._write(call))
             async for response in call:
                 self._take(response)
         finally:
             call.cancel()  # an abandoned call would never be collected
-            if writer is not None:
-                writer.cancel()
-                with contextlib.suppress(asyncio.CancelledError, grpc.RpcError, asyncio.InvalidStateError):
-                    await writer
+            writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError, grpc.RpcError, asyncio.InvalidStateError):
+                await writer
 
     def _hello(self) -> Iterator[pb.SessionRequest]:
         """The complete statement, in parts. Verbs said before it are contained in it."""
@@ -231,6 +233,11 @@ class Session:
             )
 
     async def _write(self, call: grpc.aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse]) -> None:
+        """Says Hello as soon as there is a connection, then whatever is said. A task of its own: in grpc.aio
+        this wait doesn't end with a call that ends before it is connected; reading does."""
+        await call.wait_for_connection()
+        for part in self._hello():
+            await call.write(part)
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -272,6 +279,7 @@ class Session:
 
     def _take(self, response: pb.SessionResponse) -> None:
         now = self._clock()
+        progress: list[pb.Progress] = []
         for answer in response.answers:
             kind = answer.WhichOneof("kind")
             if kind == "grant":
@@ -287,12 +295,14 @@ class Session:
             elif kind == "heartbeat_ack":
                 self._acknowledge(answer.heartbeat_ack.number)
             elif kind == "progress":
-                self._take_progress(answer.progress)
+                progress.append(answer.progress)
             elif kind == "held_query":
                 self._query = answer.held_query.number
                 self._wake.set()
             elif kind == "welcome":
                 self._welcome(answer.welcome, now)
+        if progress:
+            place(list(self._tickets.values()), progress)
         self._seen = response.seq
 
     def _take_grant(self, grant: pb.Grant, now: float) -> None:
@@ -301,12 +311,6 @@ class Session:
             self._say(pb.Operation(done=pb.Done(n=grant.n, outcome=pb.OUTCOME_UNUSED)))
         else:
             ticket.take_grant(grant, now)
-
-    def _take_progress(self, progress: pb.Progress) -> None:
-        for i, n in enumerate(progress.ns):
-            ticket = self._tickets.get(n)
-            if ticket is not None:
-                ticket.progress = Progress(progress.position + i, progress.eta_ms / 1000, progress.loading)
 
     def _welcome(self, welcome: pb.Welcome, now: float) -> None:
         self._ttl = welcome.lease_ttl_ms / 1000
@@ -338,7 +342,8 @@ class Session:
                 self._beat_due = 0.0
             if self.connected and now >= self._beat_due:
                 self._wake.set()
-            if self.connected and self._call is not None and now - self._acknowledged > self._ttl * 4 / 3:
+            heard = self._acknowledged if self.connected else self._opened
+            if self._call is not None and now - heard > self._ttl * 4 / 3:
                 # Half-open, or a peer whose loop hangs: pings may be answered all the same.
                 self._call.cancel()
             if now - self._acknowledged > self._grace:

@@ -13,6 +13,10 @@ from enum import Enum
 from typing import Protocol
 
 from tidegate.admission.v1 import admission_pb2 as pb
+from tidegate_edge.usage import UNKNOWN, Tokens
+
+DEFAULT_TENANT = "default"
+"""Everybody without a tenant; on the wire its name may be empty too."""
 
 
 class Outcome(Enum):
@@ -54,6 +58,21 @@ class QueueView:
 
 
 @dataclass(frozen=True, slots=True)
+class Allowance:
+    """What was left of one of the tenant's rates at that moment."""
+
+    limit: int
+    """Per minute."""
+    remaining: int
+    reset: int
+    """Milliseconds until all of it may be had again."""
+
+
+Rates = dict[str, Allowance]
+"""By what they limit: `requests`, `tokens`. Only those that the tenant has."""
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """A slot on an instance."""
 
@@ -65,6 +84,8 @@ class Grant:
     loading: float
     """Seconds of these in which the model was loading."""
     queue: QueueView
+    rates: Rates | None = None
+    """None = the tenant has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +95,7 @@ class Progress:
     position: int
     """Place in the queue, from 1."""
     eta: float
-    """Seconds until a slot is expected; 0 = unknown."""
+    """Seconds until a slot is expected, or, while it loads, until the model is up; 0 = unknown."""
     loading: bool
     """The model is starting (rather than busy)."""
 
@@ -82,7 +103,9 @@ class Progress:
 class TicketRefused(Exception):
     """Raised by `Ticket.granted` when the ticket ended without a slot."""
 
-    def __init__(self, reason: str, message: str, retry_after: float, queue: QueueView) -> None:
+    def __init__(
+        self, reason: str, message: str, retry_after: float, queue: QueueView, rates: Rates | None = None
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         """Name of the proto's Reason without its prefix, such as QUEUE_FULL."""
@@ -91,12 +114,13 @@ class TicketRefused(Exception):
         self.retry_after = retry_after
         """Seconds; 0 = a retry can't help."""
         self.queue = queue
+        self.rates = rates
 
 
 class Verbs(Protocol):
     """What a ticket says to its session."""
 
-    def finish(self, ticket: Ticket, outcome: Outcome, prompt: int, completion: int, estimated: bool) -> None:
+    def finish(self, ticket: Ticket, outcome: Outcome, tokens: Tokens) -> None:
         """The ticket or lease has ended."""
 
     def send_move(self, ticket: Ticket, not_instance: str, outcome: Outcome) -> None:
@@ -126,30 +150,40 @@ class Ticket:
         self._deadline = now + offer.deadline_ms / 1000 if offer.deadline_ms else 0.0
         self._excluded: list[str] = []
         self._grant: Grant | None = None
-        self._refusal: TicketRefused | None = None
+        self._refusal: tuple[str, str, float, QueueView, Rates | None] | None = None
         self._lost: Callable[[str], None] | None = None
         self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
         return f"<Ticket {self.n} {self._offer.model} {self.phase.value} moves={self.moves}>"
 
+    @property
+    def flow(self) -> tuple[str, str, int]:
+        """Whose queue it is in: model, tenant and band, as admission names them."""
+        tenant = self._offer.tenant
+        return self._offer.model, "" if tenant == DEFAULT_TENANT else tenant, self._offer.band
+
     async def granted(self) -> Grant:
         """Waits for the grant. Raises TicketRefused. Cancelling the wait ends nothing: call `done`."""
         if not self._settled.done():
             await self._settled
         if self._refusal is not None:
-            raise self._refusal
+            raise TicketRefused(*self._refusal)  # a kept one would hold frames that hold this ticket
         assert self._grant is not None, "a settled ticket has a grant or a refusal"
         return self._grant
 
-    def done(
-        self, outcome: Outcome, prompt_tokens: int = 0, completion_tokens: int = 0, estimated: bool = False
-    ) -> None:
-        """Ends the ticket or lease, whichever it is now. The first call counts, later ones do nothing."""
+    def done(self, outcome: Outcome, tokens: Tokens = UNKNOWN) -> None:
+        """Ends the ticket or lease, whichever it is now. The first call counts, later ones do nothing.
+
+        While it waits it is UNUSED, whatever the caller says: a grant may be on its way, of which nothing
+        was used, so that nothing is to be paid for it.
+        """
         if self.phase is Phase.ENDED:
             return
+        outcome = Outcome.UNUSED if self.phase is Phase.WAITING else outcome
         self.phase = Phase.ENDED
-        self._session.finish(self, outcome, prompt_tokens, completion_tokens, estimated)
+        self._lost = None
+        self._session.finish(self, outcome, tokens)
 
     def move(self, not_instance: str, outcome: Outcome) -> None:
         """Gives the slot back and waits again, elsewhere if there is an elsewhere. Only while held."""
@@ -175,7 +209,9 @@ class Ticket:
         self.phase = Phase.HELD
         self.granted_at = now
         waited, loading = grant.waited_ms / 1000, grant.loading_ms / 1000
-        self._grant = Grant(grant.instance_id, grant.address, waited, loading, _view(grant.queue))
+        self._grant = Grant(
+            grant.instance_id, grant.address, waited, loading, _view(grant.queue), _rates(grant)
+        )
         self._settle()
         return True
 
@@ -184,14 +220,17 @@ class Ticket:
         self.phase = Phase.ENDED
         reason = pb.Reason.Name(refusal.reason).removeprefix("REASON_")
         queue = _view(refusal.queue)
-        self._refusal = TicketRefused(reason, refusal.message, refusal.retry_after_ms / 1000, queue)
+        retry_after = refusal.retry_after_ms / 1000
+        self._refusal = (reason, refusal.message, retry_after, queue, _rates(refusal))
+        self._lost = None
         self._settle()
 
     def take_loss(self, reason: str) -> None:
         """The lease is gone; tells the relay."""
         self.phase = Phase.ENDED
-        if self._lost is not None:
-            self._lost(reason)
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            lost(reason)
 
     def held_lease(self, now: float) -> pb.HeldLease:
         """The lease as a Hello or a held statement tells it."""
@@ -221,6 +260,21 @@ class Ticket:
     def _settle(self) -> None:
         if not self._settled.done():
             self._settled.set_result(None)
+
+
+def _rates(said: pb.Grant | pb.Refusal) -> Rates | None:
+    if not said.HasField("rates"):
+        return None
+    found: Rates = {}
+    if said.rates.HasField("requests"):
+        found["requests"] = _allowance(said.rates.requests)
+    if said.rates.HasField("tokens"):
+        found["tokens"] = _allowance(said.rates.tokens)
+    return found
+
+
+def _allowance(one: pb.Allowance) -> Allowance:
+    return Allowance(one.limit, one.remaining, one.reset_ms)
 
 
 def _view(queue: pb.QueueState) -> QueueView:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from typing import NamedTuple
 
 _KEPT = 8192
 """Bytes of the end of a response in which `usage` is looked for."""
@@ -11,6 +12,41 @@ _NAME = b'"usage"'
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _PROMPT = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d{1,9})')
 _COMPLETION = re.compile(rb'"(?:completion_tokens|output_tokens)"\s*:\s*(\d{1,9})')
+_NO_ANSWER = frozenset(
+    (
+        b"/v1/embeddings", b"/rerank", b"/v1/rerank", b"/v2/rerank", b"/score", b"/v1/score", b"/pooling",
+        b"/classify",
+    )
+)  # fmt: skip
+"""Routes that generate nothing: what they cost is their prompt."""
+_FREE = frozenset((b"/tokenize", b"/detokenize", b"/v1/messages/count_tokens"))
+"""Routes that cost no tokens at all."""
+
+
+class Tokens(NamedTuple):
+    """Tokens of a request and its response."""
+
+    prompt: int = 0
+    completion: int = 0
+    estimated: bool = False
+    """The response didn't tell: events were counted, or the prompt goes by the size of the request."""
+    none: bool = False
+    """It is known that there were none; else two zeros mean that nothing is known."""
+
+
+UNKNOWN = Tokens()
+NONE = Tokens(none=True)
+
+
+def free(path: bytes) -> bool:
+    """Whether a route costs no tokens."""
+    return path in _FREE
+
+
+def estimate(path: bytes, prompt: int, max_tokens: int) -> int:
+    """Tokens that a request may cost at most, about; 0 = nobody knows. `prompt`: those of its prompt,
+    `max_tokens`: the caller's limit on the answer (0 = none)."""
+    return prompt + max_tokens if max_tokens or path in _NO_ANSWER or path in _FREE else 0
 
 
 class Tail:
@@ -30,7 +66,7 @@ class Tail:
         """Takes the next bytes."""
         size = len(chunk)
         self.size += size
-        self.events += chunk.count(b"\n\n")
+        self.events += chunk.count(b"\n\n") or chunk.count(b"\n\r\n")
         chunks = self._chunks
         chunks.append(chunk)
         self._kept += size
@@ -41,14 +77,32 @@ class Tail:
         """Whether the last event is the end mark of a chat or completions stream."""
         return b"".join(self._chunks)[-64:].rstrip().endswith(b"data: [DONE]")
 
-    def tokens(self, stream: bool) -> tuple[int, int, bool]:
-        """Prompt tokens, completion tokens, and whether they are an estimate: without a `usage` the events
-        of a stream are counted."""
+    def tokens(self, stream: bool, prompt: int) -> Tokens:
+        """Tokens of the response as far as it has come; `prompt` is an estimate of the prompt's.
+
+        1. By the last `usage`.
+           One that lacks the prompt's number is completed by the estimate.
+        2. A stream's that stands before the text (as in /v1/messages) told the prompt alone: the events after
+           it are counted.
+        3. A stream without one: its events are counted, but for its end mark.
+        """
         end = b"".join(self._chunks)[-_KEPT:]
         at = end.rfind(_NAME)  # a regular expression over all of it costs several times as much
         while at >= 0 and _USAGE.match(end, at) is None:
             at = end.rfind(_NAME, 0, at)
         if at >= 0:
-            prompt, completion = _PROMPT.search(end, at), _COMPLETION.search(end, at)
-            return int(prompt[1]) if prompt else 0, int(completion[1]) if completion else 0, False
-        return (0, max(0, self.events - 1), True) if stream and self.events > 1 else (0, 0, False)
+            asked, answered = _number(_PROMPT, end, at), _number(_COMPLETION, end, at)
+            later = end.count(b"\n\n", at) - 2 if stream else 0  # its own end, and that of an end mark
+            if later > answered:  # 2
+                return Tokens(asked or prompt, later, True)
+            if answered and not asked:
+                return Tokens(prompt, answered, True)
+            return Tokens(asked, answered)  # 1
+        if not stream or not self.events:
+            return UNKNOWN
+        return Tokens(prompt, max(0, self.events - self.marked()), True)  # 3
+
+
+def _number(wanted: re.Pattern[bytes], text: bytes, at: int) -> int:
+    found = wanted.search(text, at)
+    return int(found[1]) if found else 0

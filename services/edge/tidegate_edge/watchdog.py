@@ -35,8 +35,9 @@ class Watchdog:
         self.limit = float("inf")
 
     def stop(self) -> None:
-        """For good."""
+        """For good; and lets go of the one it would call, which holds this watchdog itself."""
         self._handle.cancel()
+        self._expired = _nobody
 
     def _look(self) -> None:
         now = self.now()
@@ -44,3 +45,7 @@ class Watchdog:
             self._expired(self.cause)
             return
         self._handle = self._loop.call_at(min(self.since + self.limit, now + self._grain), self._look)
+
+
+def _nobody(_: str) -> None:
+    """Nobody is interested any more."""

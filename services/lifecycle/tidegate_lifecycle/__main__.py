@@ -102,7 +102,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
             Policy(settings.min_residency, settings.max_swap_wait, settings.drain_timeout),
             loaded.folder,
             boot,
-            Link(boot, await store.roster()),
+            Link(boot, await store.roster(), await store.no_admission()),
             store,
             readings,
             await store.load_times(),

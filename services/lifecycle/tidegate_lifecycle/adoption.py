@@ -35,22 +35,11 @@ async def judge(
 
     1. Its model is no longer in the catalogue, or isn't run here: it goes.
     2. It was started with another configuration, on devices that there aren't, or with other memory: it goes.
-    3. More of a model than its `instances`: the youngest go.
-    4. It answers: adopted as ready.
-    5. It was ready and doesn't answer: it goes. One that was still starting is adopted as starting.
+    3. It answers: adopted as ready. More than a model's `instances` are, too: the planner drains the surplus.
+    4. It was ready and doesn't answer: it goes. One that was still starting is adopted as starting.
     """
     verdicts = await asyncio.gather(*(_judge(server, catalog, devices, probe) for server in servers))
-    kept: dict[str, int] = {}
-    found = []
-    for item in sorted(verdicts, key=lambda verdict: -verdict.server.age):
-        name = item.server.model
-        if not item.unwanted:
-            kept[name] = kept.get(name, 0) + 1
-            if kept[name] > catalog.models[name].instances:  # 3
-                found.append(Found(item.server, item.ready, "there are more than its `instances`"))
-                continue
-        found.append(item)
-    return found
+    return sorted(verdicts, key=lambda verdict: -verdict.server.age)
 
 
 async def _judge(server: Server, catalog: Catalog, devices: Sequence[Device], probe: Probe) -> Found:
@@ -72,7 +61,7 @@ async def _judge(server: Server, catalog: Catalog, devices: Sequence[Device], pr
         if attempt:
             await asyncio.sleep(0.3)
         if (await engine.ready(probe, model, server.address)).ok:
-            return Found(server, True)  # 4
-    if server.was_ready:  # 5
+            return Found(server, True)  # 3
+    if server.was_ready:  # 4
         return Found(server, False, "it doesn't answer its health check")
     return Found(server, False)

@@ -113,6 +113,14 @@ class Ledger:
         held = sum(item.reserved_mib for item in self.on[card] if item.id not in gone)
         return self.cards[card].usable_mib - held - self.started[card] - self.claimed(card, model)
 
+    def suffices(self, intent: Intent) -> bool:
+        """Its victims make its room, others' begun intents considered; what has not begun may never come."""
+        firm = Ledger(self.cards.values(), ())
+        firm.on, firm.started = self.on, self.started
+        firm.intents = {model: other for model, other in self.intents.items() if other.begun}
+        rooms = (firm.room(card, intent.model, intent.victims) for card in intent.devices)
+        return all(room >= need for room, need in zip(rooms, intent.needs, strict=True))
+
     def violation(self) -> Mapping[str, int]:
         """Cards whose reservations exceed the budget (others' use aside: it can grow), and by how much."""
         excess = {card: self.reserved(card) - self.cards[card].budget_mib for card in self.cards}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,6 +36,15 @@ TRANSITIONS: Mapping[InstanceState, frozenset[InstanceState]] = {
 """From each state to those that may follow. READY → STOPPING is a crash: every planned stop drains first."""
 
 
+SAMPLE_LASTS = 5.0
+"""Seconds after which what a server said of its load is no longer believed."""
+STANDSTILL = 10.0
+"""Seconds after which a server isn't believed that says it works, and in whose figures nothing moves."""
+CUT_OFF = 600.0
+"""Seconds after which no edge that lost admission relays any more (`edge.control_grace`, its default): the
+longest wait for a server's own count where a drain has no deadline."""
+
+
 class IllegalTransition(Exception):
     """A change of state that the table doesn't have; nothing was changed."""
 
@@ -45,6 +55,7 @@ class DrainCause(enum.Enum):
     IDLE = "idle"
     EVICTION = "eviction"
     UNLOAD = "unload"
+    SURPLUS = "surplus"
     SHUTDOWN = "shutdown"
 
 
@@ -92,6 +103,13 @@ class Instance:
     running: int | None = None
     """What the server itself reports as running; None = nothing."""
     queued: int | None = None
+    """What it reports as waiting in it."""
+    sampled_at: float = -math.inf
+    """When it was asked for these two."""
+    empty_since: float | None = None
+    """When demand first showed no lease on it, and while it drains, had seen that; None = it doesn't."""
+    _figures: int | None = None
+    _moved_at: float = -math.inf
 
     def to(self, state: InstanceState, now: float, reason: str = "") -> None:
         """Changes the state; IllegalTransition when the table has no such step."""
@@ -106,7 +124,7 @@ class Instance:
     def start_drain(self, drain: Drain, reason: str) -> None:
         """READY → DRAINING with its cause and deadline."""
         self.to(InstanceState.DRAINING, drain.since, reason)
-        self.drain = drain
+        self.drain, self.empty_since = drain, None
 
     @property
     def exists(self) -> bool:
@@ -118,7 +136,49 @@ class Instance:
         """It serves or will without a further order."""
         return self.state in (InstanceState.STARTING, InstanceState.READY, InstanceState.WAKING)
 
+    def show(self, seen: int, now: float) -> None:
+        """A demand has come, which had seen supply up to `seen` (0 = it isn't settled)."""
+        draining = self.state is InstanceState.DRAINING
+        if self.leases or (draining and not self._released(seen)):
+            self.empty_since = None
+        elif self.empty_since is None:
+            self.empty_since = now
+
+    def sample(self, running: int | None, queued: int | None, at: float, figures: int = 0) -> None:
+        """What the server, asked at that time, said of itself; `figures` differ when any of its own moved."""
+        if figures != self._figures:
+            self._figures, self._moved_at = figures, at
+        self.running, self.queued, self.sampled_at = running, queued, at
+
+    def forget(self, now: float) -> None:
+        """An old sample says nothing; nor does one of a server that nobody has a lease on, and that says it
+        works while none of its figures moves.
+
+        vLLM writes its gauges when its engine makes a step: once all its requests were aborted it goes on
+        telling those of the last one (its issues 22545 and 29928).
+        """
+        stands = (self.running or self.queued) and not self.leases
+        if now - self.sampled_at > SAMPLE_LASTS or (stands and now - self._moved_at > STANDSTILL):
+            self.running = self.queued = None
+
+    @property
+    def outdated(self) -> bool:
+        """The server's own count is from before demand showed that it is empty: a newer one is wanted."""
+        return (
+            self.running is not None and self.empty_since is not None and self.sampled_at < self.empty_since
+        )
+
     def drained(self, seen: int) -> bool:
         """A settled demand that has seen the drain (`seen` is its generation of supply) shows no lease, and
-        the server itself, if it says anything, runs nothing."""
-        return seen >= self.generation > 0 and self.leases == 0 and not self.running
+        the server itself, if it says anything, has said since then that it runs nothing."""
+        return self._released(seen) and (self.running is None or (not self.running and not self.outdated))
+
+    @property
+    def cut_at(self) -> float | None:
+        """When its drain ends though it isn't drained; None = never, as long as it has leases."""
+        if self.drain is None or self.drain.deadline is not None or self.empty_since is None:
+            return self.drain.deadline if self.drain is not None else None
+        return self.empty_since + CUT_OFF
+
+    def _released(self, seen: int) -> bool:
+        return seen >= self.generation > 0 and self.leases == 0

@@ -14,9 +14,10 @@ from tidegate_chassis.process import monotonic
 from tidegate_lifecycle import logs
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.engines.base import Engine
-from tidegate_lifecycle.messages import BecameReady, Died, Gone, Launched, Message, Sampled, StartEnded
+from tidegate_lifecycle.messages import BecameReady, Died, Gone, Launched, Message, StartEnded
 from tidegate_lifecycle.probes import Probe
 from tidegate_lifecycle.runtimes.base import Runtime, Server, StartFailed, StartSpec
+from tidegate_lifecycle.sampling import Sampler
 
 log = structlog.get_logger("tidegate.keeper")
 
@@ -24,8 +25,6 @@ HEALTH_EVERY = 5.0
 """Seconds between two health checks of a server that is ready."""
 HEALTH_FAILURES = 3
 """Consecutive failed checks after which it counts as dead."""
-SAMPLE_EVERY = 1.0
-"""Seconds between two readings of what the server itself reports."""
 PROBE_TIMEOUT = 2.0
 
 
@@ -48,6 +47,7 @@ class Keeper:
     def __init__(self, instance_id: str, model: Model, engine: Engine, tools: Tools) -> None:
         self.id, self.model, self.engine, self.tools = instance_id, model, engine, tools
         self.server: Server | None = None
+        self.sampler = Sampler(instance_id, tools.probe, tools.post)
         self._stop = asyncio.Event()
         self._grace = engine.stop_grace
         self._waits: list[asyncio.Task[Any]] = []
@@ -149,9 +149,12 @@ class Keeper:
     async def _serve(self, server: Server) -> None:
         """Until it is told to stop, ends by itself (seen at once), or fails its health checks."""
         exited, stop = self._background(server.exited()), self._background(self._stop.wait())
-        unhealthy = self._background(self._watch(server))
-        await asyncio.wait({exited, stop, unhealthy}, return_when=asyncio.FIRST_COMPLETED)
-        unhealthy.cancel()
+        async with asyncio.TaskGroup() as group:
+            sampling = group.create_task(self.sampler.run(server.address))
+            unhealthy = group.create_task(self._watch(server))
+            await asyncio.wait({exited, stop, unhealthy}, return_when=asyncio.FIRST_COMPLETED)
+            sampling.cancel()
+            unhealthy.cancel()
         if stop.done():
             return
         if exited.done():
@@ -160,17 +163,11 @@ class Keeper:
             self._post(Died(self.id, f"{HEALTH_FAILURES} health checks failed ({unhealthy.result()})"))
 
     async def _watch(self, server: Server) -> str:
-        """Reads its load each second and checks its health; returns why it counts as dead."""
-        failures, checked = 0, monotonic()
+        """Checks its health; returns why it counts as dead."""
+        failures = 0
         while True:
-            await asyncio.sleep(SAMPLE_EVERY)
-            if self.engine.reports_load:
-                load = await self.tools.probe.load(server.address, PROBE_TIMEOUT)
-                self._post(Sampled(self.id, load.running, load.queued))
-            if monotonic() - checked < HEALTH_EVERY:
-                continue
+            await asyncio.sleep(HEALTH_EVERY)
             health = await self.tools.probe.get(server.address, self.model.health_path, PROBE_TIMEOUT)
-            checked = monotonic()
             failures = 0 if health.ok else failures + 1
             if failures:
                 log.warning("a health check failed", instance=self.id, failures=failures, why=health.detail)
@@ -197,6 +194,7 @@ class ExternalKeeper:
             address,
             tools,
         )
+        self.sampler = Sampler(instance_id, tools.probe, tools.post)
         self._stop = asyncio.Event()
         self.server: Server | None = None
 
@@ -218,14 +216,22 @@ class ExternalKeeper:
                     StartEnded(self.id, "unhealthy", "the external server doesn't answer its health check")
                 )
             await self._pause(1.0)
+        async with asyncio.TaskGroup() as group:
+            sampling = group.create_task(self.sampler.run(self.address))
+            failures = await self._watch()
+            sampling.cancel()
+        if failures:
+            self.tools.post(Died(self.id, "the external server no longer answers its health check"))
+        self.tools.post(Gone(self.id))
+
+    async def _watch(self) -> int:
+        """Until it is told to stop, or the server fails its health checks: so many, one after the other."""
         failures = 0
         while not self._stop.is_set() and failures < HEALTH_FAILURES:
             await self._pause(HEALTH_EVERY if not failures else 1.0)
             health = await self.tools.probe.get(self.address, self.model.health_path, PROBE_TIMEOUT)
             failures = 0 if health.ok else failures + 1
-        if failures:
-            self.tools.post(Died(self.id, "the external server no longer answers its health check"))
-        self.tools.post(Gone(self.id))
+        return failures
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

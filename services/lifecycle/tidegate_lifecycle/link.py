@@ -30,6 +30,8 @@ class Stream:
     """The next report is the first of the stream and carries the roster."""
     roster: tuple[str, ...] | None = None
     """What the admission before it sent last; None = there was none."""
+    first_admission: bool = False
+    """There was no admission before it."""
     ended: Refused | None = None
     """Why the service ends it."""
 
@@ -48,8 +50,10 @@ class Stream:
 class Link:
     """The demand in force. Used by the reconciler alone, but for reading."""
 
-    def __init__(self, boot: int, roster: list[str] | None) -> None:
+    def __init__(self, boot: int, roster: list[str] | None, no_admission: bool = False) -> None:
         self.boot = boot
+        self.no_admission = no_admission
+        """None has ever connected."""
         self.stream: Stream | None = None
         self.incarnation = 0
         self.born = -math.inf
@@ -74,8 +78,12 @@ class Link:
         2. A new stream supersedes the older one, unless its admission was started earlier than that.
         3. Counts replace those of the models that are named, or all when whole.
         """
+        before = self.incarnation
         if stream is not self.stream and not self._accept(stream, report, now):
             return False
+        if self.incarnation != before:
+            for instance in instances.values():
+                instance.grants = 0  # a new process counts from 0, and that is no use
         assert self.stream is stream
         if report.whole:  # 3
             self.demand.clear()
@@ -88,6 +96,8 @@ class Link:
         known = set(report.roster) if report.settled else {*(self.roster or ()), *report.roster}
         self.roster = tuple(sorted(known))
         self.last_report = now
+        for instance in instances.values():
+            instance.show(self.seen if self.settled else 0, now)
         return True
 
     def _accept(self, stream: Stream, report: pb.DemandReport, now: float) -> bool:
@@ -106,6 +116,7 @@ class Link:
             self.stream.end(_superseded())
         self.stream, self.incarnation, self.born = stream, report.admission_incarnation, born
         stream.answered, stream.roster = True, self.roster
+        stream.first_admission, self.no_admission = self.no_admission, False
         stream.mark(urgent=True)
         return True
 

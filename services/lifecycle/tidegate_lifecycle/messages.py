@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.link import Stream
+from tidegate_lifecycle.probes import Load
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Sampled:
     """What the server itself reports as running and waiting."""
 
     instance_id: str
-    running: int | None
-    queued: int | None
+    load: Load
+    at: float
+    """When it was asked, monotonic seconds."""
 
 
 @dataclass(frozen=True)

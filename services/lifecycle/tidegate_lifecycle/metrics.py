@@ -31,7 +31,7 @@ EVICTIONS = Counter(
 )
 DRAINS_CUT = Counter(
     "tidegate_drains_cut_total",
-    "Drains that ended by their deadline, with leases left.",
+    "Drains that ended by their deadline, with leases or requests left.",
     ["model"],
     registry=REGISTRY,
 )

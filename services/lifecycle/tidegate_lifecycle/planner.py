@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from tidegate_lifecycle.budget import Intent, Ledger, whole_card
 from tidegate_lifecycle.catalog import Model
@@ -45,7 +46,7 @@ def plan(world: World, now: float) -> Plan:
     3. Models without a server, in turn: begun intents, `always_on`, the oldest ticket, orders, interest.
        Each is started, or gets room made, or waits with a reason (`_place`).
     4. One more instance for tickets that wait beside busy ones, in free memory only.
-    5. Idle and unloaded ones begin to drain.
+    5. Idle and unloaded ones begin to drain, and the youngest of a model that has more than its `instances`.
     6. Victims whose beneficiary found room elsewhere in this very plan return.
     While admission is away or unsettled, the stops of 2, the evictions of 3, and 5 are left out.
     """
@@ -83,6 +84,8 @@ class _Planner:
             self._scale_out(model)
         for item in self.world.instances if self.world.settled else ():  # 5
             self._end_idle(item)
+        for model in self.world.catalog.values() if self.world.settled else ():  # 5
+            self._end_surplus(model)
         for model in self.world.catalog.values():
             if not model.external and not groups(model, self.ledger.cards.values()):
                 self._wait(model, WaitReason.NEVER_FITS)  # said before anybody asks: refused at once
@@ -168,14 +171,15 @@ class _Planner:
             self.returned.add(item.model)
             return
         empty = item.drained(self.world.seen)
-        overdue = drain.deadline is not None and drain.deadline <= self.now
+        cut_at = item.cut_at
+        overdue = cut_at is not None and cut_at <= self.now
         if self.world.settled and (empty or overdue):
             if any(self.ledger.stop_gated(card) for card in item.devices):
                 return
             self.actions.append(Stop(item.id, cut=not empty))
             self.ledger.changing.update(item.devices)
-        elif drain.deadline is not None:
-            self.wake(drain.deadline)
+        elif cut_at is not None:
+            self.wake(cut_at)
 
     def _return_the_spared(self) -> None:
         told = {action.instance_id for action in self.actions if isinstance(action, Undrain | Stop)}
@@ -238,8 +242,7 @@ class _Planner:
         intent = self.ledger.intents.get(model.name)
         if intent is None:
             return False
-        rooms = (self.ledger.room(card, model.name, intent.victims) for card in intent.devices)
-        if intent.victims and all(room >= need for room, need in zip(rooms, intent.needs, strict=True)):
+        if intent.victims and self.ledger.suffices(intent):
             return True
         del self.ledger.intents[model.name]
         return False
@@ -277,8 +280,12 @@ class _Planner:
             self._wait(model, WaitReason.ROOM)
             return
         gated = any(self.ledger.gated(card) for card in chosen.devices)
-        begin = self.world.settled and not gated and chosen.free_at <= self.now and bool(chosen.victims)
-        intent = chosen.intent(model.name, begun=begin)
+        intent = chosen.intent(model.name, begun=False)
+        due = self.world.settled and not gated and chosen.free_at <= self.now
+        begin = (
+            due and bool(chosen.victims) and self.ledger.suffices(intent)
+        )  # else it would be dropped again
+        intent = dataclasses.replace(intent, begun=begin)
         self.ledger.intents[model.name] = intent
         if begin:
             need = describe(model, self.ledger, self.now).split(";", 1)[0]
@@ -319,18 +326,31 @@ class _Planner:
             and other.model != model.name
             and set(other.devices) & set(intent.devices)
         ]
-        busy = [i for i in self.world.instances if i.id in intent.victims and not self.idle(i)]
-        drain = self.world.policy.drain_timeout
-        if any(bound is None for bound in before) or (busy and not drain):
-            return None
-        loading = [
-            self.world.load_times.get(i.model, 0.0) - (self.now - i.ordered_at)
-            for i in self.world.instances
-            if i.state is InstanceState.STARTING and set(i.devices) & set(intent.devices)
+        starting = [
+            self._load_left(item)
+            for item in self.world.instances
+            if item.state is InstanceState.STARTING and set(item.devices) & set(intent.devices)
         ]
-        ahead = max((bound for bound in before if bound is not None), default=0.0)
-        wait = max(0.0, begins - self.now) + max([0.0, *loading]) + (drain if busy else 0.0)
+        drains = [self._drain_left(item) for item in self.world.instances if item.id in intent.victims]
+        ahead, loading, drain = _longest(before), _longest(starting), _longest(drains)
+        if ahead is None or loading is None or drain is None:
+            return None
+        wait = max(0.0, begins - self.now) + loading + drain
         return ahead + wait + (STOP_TIME if intent.victims else 0.0) + load
+
+    def _drain_left(self, victim: Instance) -> float | None:
+        """Seconds until a victim is empty at the latest, once it may be told to drain; None = unknown."""
+        if victim.state is InstanceState.READY:
+            limit = self.world.policy.drain_timeout
+            return 0.0 if self.idle(victim) else limit or None
+        if victim.drain is None or not (victim.leases or victim.running):
+            return 0.0
+        return None if victim.drain.deadline is None else max(0.0, victim.drain.deadline - self.now)
+
+    def _load_left(self, item: Instance) -> float | None:
+        """Seconds that a start should still take; None = unknown, as when it takes longer than usual."""
+        left = self.world.load_times.get(item.model, 0.0) - (self.now - item.ordered_at)
+        return left if left > 0.0 else None
 
     def _wait(self, model: Model, reason: WaitReason, ready_in: float | None = None) -> None:
         lines = device_lines(model, self.ledger, self.now)
@@ -372,3 +392,18 @@ class _Planner:
             reason = f"idle for {self.now - item.last_used:.0f} s"
             self.actions.append(StartDrain(item.id, DrainCause.IDLE, reason))
         self.wake(due)
+
+    def _end_surplus(self, model: Model) -> None:
+        """A restart may have found more than `instances`: one was draining when another one was started."""
+        serving = [] if model.external else self.serving(model.name)
+        told = {action.instance_id for action in self.actions if isinstance(action, StartDrain)}
+        for item in sorted(serving, key=lambda item: item.ordered_at)[model.instances :]:
+            if item.state is InstanceState.READY and item.id not in told:
+                reason = f"there are more than its `instances` ({model.instances})"
+                self.actions.append(StartDrain(item.id, DrainCause.SURPLUS, reason))
+
+
+def _longest(bounds: Sequence[float | None]) -> float | None:
+    """The longest of some seconds, 0 without any; None when one of them is unknown."""
+    known = [bound for bound in bounds if bound is not None]
+    return max(known, default=0.0) if len(known) == len(bounds) else None

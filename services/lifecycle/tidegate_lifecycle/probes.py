@@ -6,11 +6,12 @@ import asyncio
 import math
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 
 _BODY_LIMIT = 4 << 20
+_PREFIXES = ("vllm:", "llamacpp:")
 _RUNNING = ("vllm:num_requests_running", "llamacpp:requests_processing")
 _QUEUED = ("vllm:num_requests_waiting", "llamacpp:requests_deferred")
 
@@ -30,6 +31,8 @@ class Load:
 
     running: int | None
     queued: int | None
+    figures: int = field(default=0, compare=False)
+    """Differs from one reading to the next when any figure of the engine has moved."""
 
 
 class Probe:
@@ -60,7 +63,8 @@ class Probe:
         """Requests running and waiting by its /metrics, summed over its engines."""
         health, body = await self._fetch(address, "/metrics", timeout, _BODY_LIMIT)
         text = body.decode("utf-8", "replace") if health.ok else ""
-        return Load(_metric(text, _RUNNING), _metric(text, _QUEUED))
+        figures = hash(tuple(line for line in text.splitlines() if line.startswith(_PREFIXES)))
+        return Load(_metric(text, _RUNNING), _metric(text, _QUEUED), figures)
 
     async def close(self) -> None:
         """Lets go of the client."""

@@ -183,17 +183,21 @@ class Reconciler:
 
     def _sampled(self, message: m.Sampled, now: float) -> None:
         instance = self.fleet.instances[message.instance_id]
-        instance.running, instance.queued = message.running, message.queued
-        if message.running:
+        load = message.load
+        instance.sample(load.running, load.queued, message.at, load.figures)
+        instance.forget(now)
+        if instance.running:
             instance.last_used = now
 
     def _demand_came(self, message: m.DemandCame, now: float) -> None:
         before, settled = self.fleet.link.roster, self.fleet.link.settled
-        connected = self.fleet.link.connected
+        connected, first = self.fleet.link.connected, self.fleet.link.no_admission
         if not self.fleet.link.take(message.stream, message.report, self.fleet.instances, now):
             return
         if not connected:
             self.fleet.events.add(now, "admission_connected")
+        if first:
+            self.fleet.spawn(self.fleet.store.set_admission())
         if self.fleet.link.settled and not settled:
             log.info("admission is settled", roster=len(self.fleet.link.roster or ()))
         if self.fleet.link.roster != before:
@@ -259,14 +263,24 @@ class Reconciler:
                 del self.fleet.circuits[name]
             elif circuit.retry_at > now:  # then its reason is taken back, though nobody may wait
                 retry_at = min(retry_at, circuit.retry_at)
+        for instance in self.fleet.instances.values():
+            instance.forget(now)
         if self.fleet.stopping:
             wake_at = self._shutdown_turn(now)
         else:
             decided = plan(self.fleet.world(), now)
             self._act(decided, now)
             wake_at = decided.wake_at
+        self._ask_servers()
         self.fleet.publish(now)
         return min(wake_at, retry_at)
+
+    def _ask_servers(self) -> None:
+        """Where a drain, or a model that waits for room, depends on a server's own count: a newer one."""
+        for instance in self.fleet.instances.values():
+            draining = instance.state is InstanceState.DRAINING
+            if instance.outdated and (draining or (instance.running and self.fleet.waits)):
+                self.fleet.keepers[instance.id].sampler.ask()
 
     def _act(self, decided: Plan, now: float) -> None:
         self.fleet.intents, self.fleet.waits = decided.intents, dict(decided.waits)

@@ -86,6 +86,7 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         if stream.first:
             report.roster.extend(stream.roster or ())
             report.roster_known = stream.roster is not None
+            report.first_admission = stream.first_admission
         stream.first, stream.sent = False, fleet.generation
         return report
 

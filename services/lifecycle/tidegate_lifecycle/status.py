@@ -52,7 +52,7 @@ def _model(fleet: Fleet, model: Model, cards: dict[str, Card], now: float) -> pb
 
 
 def _instance(item: Instance, now: float) -> pb.InstanceStatus:
-    return pb.InstanceStatus(
+    status = pb.InstanceStatus(
         instance_id=item.id,
         model=item.model,
         state=item.state.value,  # type: ignore[arg-type]
@@ -66,6 +66,11 @@ def _instance(item: Instance, now: float) -> pb.InstanceStatus:
         adopted=item.adopted,
         reason=item.reason,
     )
+    if item.running is not None:
+        status.running = item.running
+    if item.queued is not None:
+        status.queued = item.queued
+    return status
 
 
 def _device(fleet: Fleet, device: Device, card: Card, ledger: Ledger) -> pb.DeviceStatus:

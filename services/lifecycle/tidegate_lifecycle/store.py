@@ -64,6 +64,14 @@ class Store:
         """Remembers them."""
         await self._do(self._set_roster, list(roster))
 
+    async def no_admission(self) -> bool:
+        """No admission has ever connected. False when that isn't known."""
+        return await self._do(self._no_admission)
+
+    async def set_admission(self) -> None:
+        """Remembers that one has."""
+        await self._do(self._write, "DELETE FROM counters WHERE name = 'no_admission'", ())
+
     async def load_times(self) -> dict[str, float]:
         """Mean load time of each model that was ever loaded, in seconds; new ones weigh more."""
         return await self._do(self._load_times)
@@ -121,6 +129,7 @@ class Store:
             if boot == 1 and not any(self._data_dir.glob("instances/*")):
                 # Nothing was ever started here, so nobody holds a lease: a first boot waits for nobody.
                 connection.execute("INSERT OR IGNORE INTO roster VALUES (1, '[]')")
+                connection.execute("INSERT OR IGNORE INTO counters VALUES ('no_admission', 1)")
         return boot
 
     def _connect(self, path: Path) -> sqlite3.Connection:
@@ -151,6 +160,9 @@ class Store:
     def _roster(self) -> list[str] | None:
         row = self._db.execute("SELECT sessions FROM roster").fetchone()
         return [str(session) for session in json.loads(row[0])] if row else None
+
+    def _no_admission(self) -> bool:
+        return self._db.execute("SELECT 1 FROM counters WHERE name = 'no_admission'").fetchone() is not None
 
     def _set_roster(self, roster: list[str]) -> None:
         self._write("INSERT OR REPLACE INTO roster VALUES (1, ?)", (json.dumps(roster),))

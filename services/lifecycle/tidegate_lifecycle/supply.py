@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ class ModelView:
     ready_in: float | None = None
     """Seconds from whenever it is asked for."""
     ready_at: float | None = None
+    """When a start, or its turn, that is under way should be over."""
     deadline_at: float = 0.0
     reason: int = pb.REASON_UNSPECIFIED
     message: str = ""
@@ -115,8 +117,8 @@ def view(
         changed = {
             "state": pb.MODEL_STATE_FAILED if failed else pb.MODEL_STATE_STOPPED,
             "ready_in": load_time if wait is None else None,
-            # To five seconds: the bound is an estimate, and not each tick of it is news.
-            "ready_at": None if bound is None else round((now + bound) / 5) * 5.0,
+            # Up to five seconds more: the bound is an estimate, and not each tick of it is news.
+            "ready_at": None if bound is None else math.ceil((now + bound) / 5) * 5.0,
         }
     return ModelView(**{**vars(base), **changed})
 
@@ -141,8 +143,11 @@ def model_supply(item: ModelView, now: float) -> pb.ModelSupply:
     if item.model.max_queue is not None:
         supply.max_queue = item.model.max_queue
     ready_in = item.ready_in if item.ready_at is None else item.ready_at - now
-    if ready_in is not None:
+    if (
+        ready_in is not None and ready_in > 0
+    ):  # one that takes longer than it should is ready nobody knows when
         supply.ready_in_ms = millis(ready_in)
+        supply.under_way = item.ready_at is not None
     return supply
 
 

@@ -104,7 +104,7 @@ class Stop:
 
     instance_id: str
     cut: bool
-    """Leases were left: what still runs is ended with an error."""
+    """Leases or requests were left: what still runs is ended with an error."""
 
 
 Action = Start | StartDrain | Undrain | Stop

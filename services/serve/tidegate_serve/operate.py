@@ -164,7 +164,7 @@ def leases_table(answer: pb.ListLeasesResponse) -> str:
 
 
 def queues_table(queues: pb.Queues) -> str:
-    """Every model with its instances, then one line about the service itself."""
+    """Every model with its instances, the tenants that have rates, and a line about the service itself."""
     rows = [("MODEL", "WAITING", "OLDEST", "ACTIVE", "INSTANCE", "SLOTS", "NOTE")]
     for model in queues.models:
         queue = model.queue
@@ -177,7 +177,21 @@ def queues_table(queues: pb.Queues) -> str:
             first = ("", "", "", "")
     lifecycle = "in touch with lifecycle" if queues.supply_settled else "NOT in touch with lifecycle"
     about = f"{len(queues.sessions)} sessions; {lifecycle}; up for {duration(queues.uptime_ms)}"
-    return f"{table(rows) if queues.models else 'nothing runs and nobody waits'}\n\n{about}"
+    parts = [table(rows) if queues.models else "nothing runs and nobody waits"]
+    if queues.tenants:
+        parts.append(tenants_table(queues))
+    return "\n\n".join([*parts, about])
+
+
+def tenants_table(queues: pb.Queues) -> str:
+    """What is left of each tenant's rates; `-` = it has no such rate."""
+    rows = [("TENANT", "REQUESTS/MIN", "TOKENS/MIN")]
+    rows += [(one.tenant, _left(one.rates.requests), _left(one.rates.tokens)) for one in queues.tenants]
+    return table(rows)
+
+
+def _left(one: pb.Allowance) -> str:
+    return f"{one.remaining}/{one.limit}" if one.limit else "-"
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

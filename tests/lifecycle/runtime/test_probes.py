@@ -103,6 +103,19 @@ async def test_load_is_summed_over_engines(serve: Callable[..., asyncio.Future[s
     assert await probe.load(gone, 2.0) == Load(None, None)
 
 
+async def test_figures_tell_whether_an_engine_moves(
+    serve: Callable[..., asyncio.Future[str]], probe: Probe
+) -> None:
+    """Any figure of the engine counts, and none of its process."""
+    answers = {"/metrics": http(METRICS)}
+    address = await serve(answers)
+    still = (await probe.load(address, 2.0)).figures
+    answers["/metrics"] = http(METRICS + b"process_cpu_seconds_total 7.0\n")
+    assert (await probe.load(address, 2.0)).figures == still
+    answers["/metrics"] = http(METRICS + b"vllm:generation_tokens_total 7.0\n")
+    assert (await probe.load(address, 2.0)).figures != still
+
+
 async def test_a_vllm_server_is_ready_when_it_lists_the_model(
     serve: Callable[..., asyncio.Future[str]], probe: Probe
 ) -> None:

@@ -27,15 +27,19 @@ async def test_what_was_stored_is_there_after_a_restart(tmp_path: Path) -> None:
     assert boot == 1
     assert (tmp_path / "a" / "data").stat().st_mode & 0o777 == 0o700
     assert await store.roster() == []
+    assert await store.no_admission()
     await store.set_roster([])
     assert await store.roster() == []
     await store.set_roster(["s1", "s2"])
+    await store.set_admission()
+    assert not await store.no_admission()
     assert await store.record_load("m", 10.0) == 10.0
     assert await store.record_load("m", 20.0) == pytest.approx(13.0)
     await store.close()
     store, boot = await opened(tmp_path / "a" / "data")
     assert boot == 2
     assert await store.roster() == ["s1", "s2"]
+    assert not await store.no_admission()
     assert await store.load_times() == {"m": pytest.approx(13.0)}
     await store.close()
 

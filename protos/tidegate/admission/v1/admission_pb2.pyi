@@ -23,6 +23,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _Reason:
@@ -478,9 +483,13 @@ class Acquire(_message.Message):
     deadline_ms: _builtins.int
     """The caller's own deadline, in ms from now; 0 = none. The model's queue timeout holds anyway."""
     token_estimate: _builtins.int
-    """Tokens the request may cost, prompt and completion; 0 = unknown, the tenant's mean is taken."""
+    """Tokens the request may cost, prompt and completion; 0 = unknown, the tenant's mean for the model is
+    taken. So many are reserved of the tenant's rate, but never more than one minute's worth.
+    """
     affinity: _builtins.str
-    """Requests with the same non-empty value go to the same instance where it has room."""
+    """Requests of a tenant with the same non-empty value go to the same instance where it has room; its first
+    128 characters count.
+    """
     trace_parent: _builtins.str
     """W3C traceparent of the request's span that waits; empty = not traced."""
     wants_progress: _builtins.bool
@@ -522,6 +531,7 @@ class Done(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     TOKENS_ESTIMATED_FIELD_NUMBER: _builtins.int
+    WITHOUT_TOKENS_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """The id."""
     outcome: Global___Outcome.ValueType
@@ -532,6 +542,10 @@ class Done(_message.Message):
     """Tokens of the completion as the response told or as they were counted, or 0."""
     tokens_estimated: _builtins.bool
     """The tokens are an estimate (content events counted), because the response told none."""
+    without_tokens: _builtins.bool
+    """Nothing was generated and that is known (the upstream answered with an error, say). Otherwise two zeros
+    mean that the tokens aren't known, and what was reserved counts.
+    """
     def __init__(
         self,
         *,
@@ -540,10 +554,11 @@ class Done(_message.Message):
         prompt_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
         tokens_estimated: _builtins.bool = ...,
+        without_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "n", b"n", "outcome", b"outcome", "prompt_tokens", b"prompt_tokens", "tokens_estimated", b"tokens_estimated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "n", b"n", "outcome", b"outcome", "prompt_tokens", b"prompt_tokens", "tokens_estimated", b"tokens_estimated", "without_tokens", b"without_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -826,6 +841,66 @@ class QueueState(_message.Message):
 Global___QueueState: _TypeAlias = QueueState  # noqa: Y015
 
 @_typing.final
+class RateState(_message.Message):
+    """What is left of a tenant's rates, over all edges and models."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> Global___Allowance:
+        """Requests; unset = no limit."""
+
+    @_builtins.property
+    def tokens(self) -> Global___Allowance:
+        """Tokens, of prompts and answers; unset = no limit."""
+
+    def __init__(
+        self,
+        *,
+        requests: Global___Allowance | None = ...,
+        tokens: Global___Allowance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateState: _TypeAlias = RateState  # noqa: Y015
+
+@_typing.final
+class Allowance(_message.Message):
+    """What is left of one rate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    RESET_MS_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """Per minute, and at once."""
+    remaining: _builtins.int
+    """What may be had now."""
+    reset_ms: _builtins.int
+    """Time until all of it may be had again if nothing more is, in ms."""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        remaining: _builtins.int = ...,
+        reset_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "remaining", b"remaining", "reset_ms", b"reset_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Allowance: _TypeAlias = Allowance  # noqa: Y015
+
+@_typing.final
 class Grant(_message.Message):
     """A slot: send the request to this instance now."""
 
@@ -838,6 +913,7 @@ class Grant(_message.Message):
     WAITED_MS_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
     LOADING_MS_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """The ticket, now a lease."""
     moves: _builtins.int
@@ -854,6 +930,10 @@ class Grant(_message.Message):
     def queue(self) -> Global___QueueState:
         """The queue just after the grant."""
 
+    @_builtins.property
+    def rates(self) -> Global___RateState:
+        """What is left of the tenant's rates; unset = it has none."""
+
     def __init__(
         self,
         *,
@@ -864,10 +944,11 @@ class Grant(_message.Message):
         waited_ms: _builtins.int = ...,
         queue: Global___QueueState | None = ...,
         loading_ms: _builtins.int = ...,
+        rates: Global___RateState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue", "rates", b"rates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "instance_id", b"instance_id", "loading_ms", b"loading_ms", "moves", b"moves", "n", b"n", "queue", b"queue", "waited_ms", b"waited_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "instance_id", b"instance_id", "loading_ms", b"loading_ms", "moves", b"moves", "n", b"n", "queue", b"queue", "rates", b"rates", "waited_ms", b"waited_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -884,6 +965,7 @@ class Refusal(_message.Message):
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """The ticket."""
     reason: Global___Reason.ValueType
@@ -896,6 +978,10 @@ class Refusal(_message.Message):
     def queue(self) -> Global___QueueState:
         """The queue at that moment."""
 
+    @_builtins.property
+    def rates(self) -> Global___RateState:
+        """What is left of the tenant's rates; unset = it has none."""
+
     def __init__(
         self,
         *,
@@ -904,10 +990,11 @@ class Refusal(_message.Message):
         retry_after_ms: _builtins.int = ...,
         message: _builtins.str = ...,
         queue: Global___QueueState | None = ...,
+        rates: Global___RateState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["queue", b"queue", "rates", b"rates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "n", b"n", "queue", b"queue", "reason", b"reason", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "n", b"n", "queue", b"queue", "rates", b"rates", "reason", b"reason", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -985,7 +1072,10 @@ Global___HeldQuery: _TypeAlias = HeldQuery  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """How long the wait will be, per flow, at most once a second."""
+    """How the tickets of one flow (a tenant's of one band) are getting on, for a session with tickets in it that
+    asked; at most once a second. The k-th of the session's tickets in the flow, counted from 0, stands about
+    at `position` + k * `step`, and has a slot in about `ready_in_ms` + that place / `drain_rate`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -993,15 +1083,44 @@ class Progress(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     ETA_MS_FIELD_NUMBER: _builtins.int
     LOADING_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    BANDS_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    DRAIN_RATE_FIELD_NUMBER: _builtins.int
+    READY_IN_MS_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """Position of the first of them in the queue, from 1."""
-    eta_ms: _builtins.int
-    """Expected time until the first of them has a slot, in ms; 0 = unknown."""
-    loading: _builtins.bool
-    """The model's server is starting (rather than busy)."""
+    """Position of the session's first ticket of this flow among all that wait for the model, from 1."""
     @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def eta_ms(self) -> _builtins.int:
+        """No longer sent."""
+
+    @eta_ms.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def eta_ms(self, value: _builtins.int) -> None:
+        """No longer sent."""
+
+    loading: _builtins.bool
+    """No server of the model is up, so nobody moves up: it starts, or waits for room."""
+    model: _builtins.str
+    """The flow's model."""
+    tenant: _builtins.str
+    """The flow's tenant; empty = `default`."""
+    step: _builtins.float
+    """Places from one of the session's tickets of this flow to its next, on average; at least 1."""
+    drain_rate: _builtins.float
+    """Places by which all move up per second, as measured; 0 = unknown."""
+    ready_in_ms: _builtins.int
+    """Expected time until the model is up, in ms: 0 = it is; unset = unknown."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The tickets of this session that it speaks about, in the order of the queue."""
+        """No longer sent."""
+
+    @_builtins.property
+    def bands(self) -> _containers.RepeatedScalarFieldContainer[Global___Band.ValueType]:
+        """The bands that tickets of this flow have asked for: its own, and those above the tenant's top priority."""
 
     def __init__(
         self,
@@ -1010,12 +1129,20 @@ class Progress(_message.Message):
         position: _builtins.int = ...,
         eta_ms: _builtins.int = ...,
         loading: _builtins.bool = ...,
+        model: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        bands: _abc.Iterable[Global___Band.ValueType] | None = ...,
+        step: _builtins.float = ...,
+        drain_rate: _builtins.float = ...,
+        ready_in_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ready_in_ms", b"_ready_in_ms", "ready_in_ms", b"ready_in_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["eta_ms", b"eta_ms", "loading", b"loading", "ns", b"ns", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ready_in_ms", b"_ready_in_ms", "bands", b"bands", "drain_rate", b"drain_rate", "eta_ms", b"eta_ms", "loading", b"loading", "model", b"model", "ns", b"ns", "position", b"position", "ready_in_ms", b"ready_in_ms", "step", b"step", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__ready_in_ms: _TypeAlias = _typing.Literal["ready_in_ms"]  # noqa: Y015
+    _WhichOneofArgType__ready_in_ms: _TypeAlias = _typing.Literal["_ready_in_ms", b"_ready_in_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ready_in_ms) -> _WhichOneofReturnType__ready_in_ms | None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
@@ -1109,6 +1236,7 @@ class RenewRequest(_message.Message):
     LEASE_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     holder_id: _builtins.str
     """The holder that acquired it."""
     lease_id: _builtins.str
@@ -1117,6 +1245,8 @@ class RenewRequest(_message.Message):
     """The model, so that an admission that has restarted can restate it."""
     instance_id: _builtins.str
     """The instance, likewise."""
+    tenant: _builtins.str
+    """The tenant, likewise; empty = `default`."""
     def __init__(
         self,
         *,
@@ -1124,10 +1254,11 @@ class RenewRequest(_message.Message):
         lease_id: _builtins.str = ...,
         model: _builtins.str = ...,
         instance_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder_id", b"holder_id", "instance_id", b"instance_id", "lease_id", b"lease_id", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder_id", b"holder_id", "instance_id", b"instance_id", "lease_id", b"lease_id", "model", b"model", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1164,22 +1295,32 @@ class ReleaseRequest(_message.Message):
     HOLDER_ID_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     holder_id: _builtins.str
     """The holder that acquired it."""
     lease_id: _builtins.str
     """The lease."""
     outcome: Global___Outcome.ValueType
     """How it ended."""
+    prompt_tokens: _builtins.int
+    """As in Done: tokens of the prompt, or 0. When both are 0, what was reserved counts, unless the outcome is
+    one of an upstream that failed.
+    """
+    completion_tokens: _builtins.int
+    """Tokens of the completion, or 0."""
     def __init__(
         self,
         *,
         holder_id: _builtins.str = ...,
         lease_id: _builtins.str = ...,
         outcome: Global___Outcome.ValueType = ...,
+        prompt_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder_id", b"holder_id", "lease_id", b"lease_id", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "holder_id", b"holder_id", "lease_id", b"lease_id", "outcome", b"outcome", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1436,6 +1577,7 @@ class Queues(_message.Message):
     SESSIONS_FIELD_NUMBER: _builtins.int
     SUPPLY_SETTLED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """Admission's random number of this boot."""
     uptime_ms: _builtins.int
@@ -1452,6 +1594,10 @@ class Queues(_message.Message):
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionInfo]:
         """All sessions."""
 
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantRate]:
+        """The tenants that are configured with a rate."""
+
     def __init__(
         self,
         *,
@@ -1461,14 +1607,43 @@ class Queues(_message.Message):
         sessions: _abc.Iterable[Global___SessionInfo] | None = ...,
         supply_settled: _builtins.bool = ...,
         version: _builtins.str = ...,
+        tenants: _abc.Iterable[Global___TenantRate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "models", b"models", "sessions", b"sessions", "supply_settled", b"supply_settled", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "models", b"models", "sessions", b"sessions", "supply_settled", b"supply_settled", "tenants", b"tenants", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Queues: _TypeAlias = Queues  # noqa: Y015
+
+@_typing.final
+class TenantRate(_message.Message):
+    """The rates of one tenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def rates(self) -> Global___RateState:
+        """What is left."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        rates: Global___RateState | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rates", b"rates"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rates", b"rates", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantRate: _TypeAlias = TenantRate  # noqa: Y015
 
 @_typing.final
 class ModelQueue(_message.Message):
@@ -1584,7 +1759,7 @@ class InstanceSlots(_message.Message):
     effective_slots: _builtins.int
     """Slots in effect (fewer under backpressure, 0 while grants are held back)."""
     held_back: _builtins.str
-    """Why no grants are made on it now; empty = they are."""
+    """Why it has fewer slots in effect, or none; empty = it has all."""
     def __init__(
         self,
         *,

@@ -392,12 +392,17 @@ class SupplyReport(_message.Message):
     ROSTER_FIELD_NUMBER: _builtins.int
     ROSTER_KNOWN_FIELD_NUMBER: _builtins.int
     CATALOG_GENERATION_FIELD_NUMBER: _builtins.int
+    FIRST_ADMISSION_FIELD_NUMBER: _builtins.int
     whole: _builtins.bool
     """The report names every model; otherwise only those that changed."""
     settled: _builtins.bool
     """The first reconcile is done. While false, admission keeps the last settled supply beside it."""
     roster_known: _builtins.bool
     """A roster was ever received. Without one, admission goes by the age of the instances."""
+    first_admission: _builtins.bool
+    """With the first whole report of a stream: no admission has ever connected before this one, so nothing was
+    used of any rate.
+    """
     @_builtins.property
     def generation(self) -> Global___Generation:
         """Lifecycle's count of this report; its incarnation rises with each boot."""
@@ -429,10 +434,11 @@ class SupplyReport(_message.Message):
         roster: _abc.Iterable[_builtins.str] | None = ...,
         roster_known: _builtins.bool = ...,
         catalog_generation: Global___Generation | None = ...,
+        first_admission: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["catalog_generation", b"catalog_generation", "generation", b"generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_generation", b"catalog_generation", "generation", b"generation", "models", b"models", "removed_models", b"removed_models", "roster", b"roster", "roster_known", b"roster_known", "settled", b"settled", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_generation", b"catalog_generation", "first_admission", b"first_admission", "generation", b"generation", "models", b"models", "removed_models", b"removed_models", "roster", b"roster", "roster_known", b"roster_known", "settled", b"settled", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -454,6 +460,7 @@ class ModelSupply(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
+    UNDER_WAY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Its name."""
     max_concurrent: _builtins.int
@@ -464,7 +471,8 @@ class ModelSupply(_message.Message):
     """Its state."""
     ready_in_ms: _builtins.int
     """Expected time until a slot can be had when none runs: the learned load time when stopped, what remains
-    of it when loading, its turn's bound when it waits for room; unset = unknown.
+    of it when loading, its turn's bound when it waits for room; unset = unknown, also when it takes longer
+    than it should.
     """
     start_deadline_ms: _builtins.int
     """What is left of the start deadline while it loads, in ms: this bounds the wait; 0 = it isn't loading."""
@@ -474,6 +482,10 @@ class ModelSupply(_message.Message):
     """For the caller: what happened, without paths, environment or secrets."""
     retry_after_ms: _builtins.int
     """When it may be tried again, in ms; 0 = a retry can't help."""
+    under_way: _builtins.bool
+    """A start, or its turn, is under way: `ready_in_ms` counts down from now. Otherwise it is from whenever
+    somebody asks for the model.
+    """
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceSupply]:
         """Its instances."""
@@ -491,10 +503,11 @@ class ModelSupply(_message.Message):
         message: _builtins.str = ...,
         retry_after_ms: _builtins.int = ...,
         instances: _abc.Iterable[Global___InstanceSupply] | None = ...,
+        under_way: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent", b"_max_concurrent", "_max_queue", b"_max_queue", "_ready_in_ms", b"_ready_in_ms", "max_concurrent", b"max_concurrent", "max_queue", b"max_queue", "ready_in_ms", b"ready_in_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent", b"_max_concurrent", "_max_queue", b"_max_queue", "_ready_in_ms", b"_ready_in_ms", "instances", b"instances", "max_concurrent", b"max_concurrent", "max_queue", b"max_queue", "message", b"message", "model", b"model", "ready_in_ms", b"ready_in_ms", "reason", b"reason", "retry_after_ms", b"retry_after_ms", "start_deadline_ms", b"start_deadline_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent", b"_max_concurrent", "_max_queue", b"_max_queue", "_ready_in_ms", b"_ready_in_ms", "instances", b"instances", "max_concurrent", b"max_concurrent", "max_queue", b"max_queue", "message", b"message", "model", b"model", "ready_in_ms", b"ready_in_ms", "reason", b"reason", "retry_after_ms", b"retry_after_ms", "start_deadline_ms", b"start_deadline_ms", "state", b"state", "under_way", b"under_way"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_concurrent: _TypeAlias = _typing.Literal["max_concurrent"]  # noqa: Y015
     _WhichOneofArgType__max_concurrent: _TypeAlias = _typing.Literal["_max_concurrent", b"_max_concurrent"]  # noqa: Y015
@@ -820,6 +833,8 @@ class InstanceStatus(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     ADOPTED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Its id."""
     model: _builtins.str
@@ -842,6 +857,10 @@ class InstanceStatus(_message.Message):
     """It was found running and taken over by this service after a restart."""
     reason: _builtins.str
     """Why it drains or stops; empty = it doesn't."""
+    running: _builtins.int
+    """What the server itself reports as running; unset = it reports nothing."""
+    queued: _builtins.int
+    """What the server itself reports as waiting in it; unset = it reports nothing."""
     @_builtins.property
     def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The devices it is on."""
@@ -861,12 +880,21 @@ class InstanceStatus(_message.Message):
         pid: _builtins.int = ...,
         adopted: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        running: _builtins.int | None = ...,
+        queued: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_queued", b"_queued", "_running", b"_running", "queued", b"queued", "running", b"running"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "adopted", b"adopted", "age_ms", b"age_ms", "device_ids", b"device_ids", "idle_ms", b"idle_ms", "instance_id", b"instance_id", "leases", b"leases", "model", b"model", "pid", b"pid", "reason", b"reason", "reserved_mib", b"reserved_mib", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_queued", b"_queued", "_running", b"_running", "address", b"address", "adopted", b"adopted", "age_ms", b"age_ms", "device_ids", b"device_ids", "idle_ms", b"idle_ms", "instance_id", b"instance_id", "leases", b"leases", "model", b"model", "pid", b"pid", "queued", b"queued", "reason", b"reason", "reserved_mib", b"reserved_mib", "running", b"running", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__queued: _TypeAlias = _typing.Literal["queued"]  # noqa: Y015
+    _WhichOneofArgType__queued: _TypeAlias = _typing.Literal["_queued", b"_queued"]  # noqa: Y015
+    _WhichOneofReturnType__running: _TypeAlias = _typing.Literal["running"]  # noqa: Y015
+    _WhichOneofArgType__running: _TypeAlias = _typing.Literal["_running", b"_running"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queued) -> _WhichOneofReturnType__queued | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__running) -> _WhichOneofReturnType__running | None: ...
 
 Global___InstanceStatus: _TypeAlias = InstanceStatus  # noqa: Y015
 

@@ -50,8 +50,6 @@ class Engine(Protocol):
     name: str
     owned_flags: frozenset[str]
     """Flags that the service sets itself, or that would undo its work: `extra_args` may not contain them."""
-    reports_load: bool
-    """It tells how many requests run and wait: `Probe.load` is worth a call."""
     stop_grace: float
     """Seconds that it may take to end by itself once asked to."""
 

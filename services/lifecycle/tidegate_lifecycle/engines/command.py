@@ -16,7 +16,6 @@ class CommandEngine:
 
     name = "command"
     owned_flags: frozenset[str] = frozenset()
-    reports_load = False
     stop_grace = 10.0
 
     def command(self, model: Model, placement: Placement) -> Command:

@@ -11,11 +11,10 @@ TIMEOUT = 5.0
 
 
 class ExternalEngine:
-    """Health checks alone. It isn't asked how busy it is: others use it too."""
+    """Health checks alone. What it reports of its load is told, though others may use it too."""
 
     name = "external"
     owned_flags: frozenset[str] = frozenset()
-    reports_load = False
     stop_grace = 0.0
 
     def command(self, model: Model, placement: Placement) -> Command:

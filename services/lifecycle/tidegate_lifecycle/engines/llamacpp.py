@@ -28,7 +28,6 @@ class LlamaCppEngine:
 
     name = "llamacpp"
     owned_flags = frozenset(_FLAGS.split())
-    reports_load = True
     stop_grace = 10.0
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:

@@ -39,7 +39,6 @@ class VllmEngine:
 
     name = "vllm"
     owned_flags = frozenset(_FLAGS.split())
-    reports_load = True
     stop_grace = 10.0
 
     def __init__(self, environ: Mapping[str, str] = os.environ, gpu: bool | None = None) -> None:
