@@ -82,13 +82,10 @@ class Keeper:
 
     async def _started(self, spec: StartSpec) -> Server:
         """The server, unless it is told to stop first: a start may take as long as a download."""
-        start, stop = (
-            self._background(self.tools.runtime.start(spec)),
-            self._background(self._stop.wait()),
-        )
+        start, stop = self._background(self.tools.runtime.start(spec)), self._background(self._stop.wait())
         await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
         if not start.done():
-            start.cancel()  # the runtime ends what it has begun
+            start.cancel()  # the runtime first ends what it has begun: nothing is freed before
             await asyncio.wait({start})
             raise _Ended
         server: Server = start.result()

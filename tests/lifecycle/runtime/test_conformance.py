@@ -272,7 +272,6 @@ async def main():
         spec = replace(kind.spec(""), instance_id=f"{sys.argv[4]}/{n}", argv=("sleep", "600"))
         await asyncio.gather(*(runtime.start(replace(spec, instance_id=f"{sys.argv[4]}/{n}/{i}"))
                                for i in range(2)))
-        print(n, flush=True)
 asyncio.run(main())
 """
 
@@ -284,7 +283,8 @@ def kill_while_starting(kind: ProcessKind, mark: str, moment: float) -> None:
     program = [sys.executable, "-c", textwrap.dedent(BUSY), *arguments]
     busy = subprocess.Popen(program, stdout=subprocess.PIPE, cwd=root)
     assert busy.stdout
-    busy.stdout.readline()
+    while b"server.started" not in busy.stdout.readline():
+        assert busy.poll() is None
     time.sleep(moment)  # whenever that is: any instant must do
     busy.kill()
     busy.wait()

@@ -122,7 +122,7 @@ class Runtime(Protocol):
         """Starts a server; StartFailed when it can't even begin.
 
         A kill -9 of this process at any instant leaves no server that the next `list` doesn't find. When
-        the caller is cancelled, what was started is stopped.
+        the caller is cancelled, what was started is stopped first.
         """
 
     async def mark_ready(self, server: Server) -> None:

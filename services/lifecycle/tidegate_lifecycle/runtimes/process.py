@@ -145,7 +145,7 @@ class ProcessRuntime:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._spawn(self._abandon(task))
+            await asyncio.shield(self._spawn(self._abandon(task)))
             raise
 
     async def _start(self, spec: StartSpec) -> ProcessServer:

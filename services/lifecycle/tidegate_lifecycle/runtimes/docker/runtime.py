@@ -157,7 +157,7 @@ class DockerRuntime:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._spawn(self._abandon(task))
+            await asyncio.shield(self._spawn(self._abandon(task)))
             raise
 
     async def _start(self, spec: StartSpec) -> DockerServer:
@@ -348,7 +348,8 @@ class DockerRuntime:
         newest = max(mine, key=lambda server: server.found.started, default=None)
         return newest.container_id if newest is not None else None
 
-    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
