@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +21,8 @@ INSTANCE = "tidegate.instance"
 @functools.cache
 def why_not() -> str:
     """Why no Docker engine can be used here; empty = one can."""
+    if not _listening(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")):
+        return "no Docker engine can be reached"
     try:
         with engine() as client:
             if not client.images(PYTHON):
@@ -26,6 +30,18 @@ def why_not() -> str:
     except DockerException:
         return "no Docker engine can be reached"
     return ""
+
+
+def _listening(host: str) -> bool:
+    """Whether somebody does; the SDK would leave its socket open where nobody does."""
+    if not host.startswith("unix://"):
+        return True
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(host.removeprefix("unix://"))
+        except OSError:
+            return False
+    return True
 
 
 @contextlib.contextmanager

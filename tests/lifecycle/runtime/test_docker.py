@@ -18,6 +18,7 @@ import pytest
 from tests.support import containers
 from tidegate_chassis.config import ConfigError
 from tidegate_lifecycle.runtimes.base import StartFailed
+from tidegate_lifecycle.runtimes.docker import place
 from tidegate_lifecycle.runtimes.docker.container import HUB_FOLDER, DockerOptions, Limits
 from tidegate_lifecycle.runtimes.docker.images import follow
 from tidegate_lifecycle.runtimes.docker.runtime import DockerRuntime
@@ -277,6 +278,25 @@ async def test_in_a_container_the_network_and_paths_are_its_own(
             await asyncio.sleep(0.02)
         assert said == ["seen through the mount"]
     assert not await asyncio.to_thread(networks, kind.network)
+
+
+async def test_a_process_in_a_container_knows_which(kind: DockerKind, runtime: DockerRuntime) -> None:
+    """What a container shows its process names it, by mounts, group or hostname; on the host nothing does."""
+    program = """
+import pathlib, socket, sys, time
+folder = pathlib.Path(sys.argv[1])
+(folder / "mountinfo").write_text(pathlib.Path("/proc/self/mountinfo").read_text())
+(folder / "hostname").write_text(socket.gethostname())
+time.sleep(600)
+"""
+    server = await runtime.start(kind.spec(program, str(kind.folder)))
+    hostname, mountinfo = kind.folder / "hostname", kind.folder / "mountinfo"
+    await eventually(lambda: hostname.exists() and bool(hostname.read_text()))
+    (found,) = await asyncio.to_thread(lambda: containers.bearing(instance=server.instance_id))
+    assert place.clues(mountinfo.read_text(), "", "myhost") == [found["Id"]]
+    assert place.clues("", f"1:name=systemd:/docker/{found['Id']}\n", "") == [found["Id"]]
+    assert found["Id"].startswith(place.clues("", "0::/", hostname.read_text())[0])
+    assert await asyncio.to_thread(place.own_ids) == []
 
 
 async def test_in_a_container_a_network_that_it_is_not_on_is_refused(kind: DockerKind, own: str) -> None:

@@ -41,19 +41,23 @@ class Own:
     """What it sees where: path in the container → path on the host."""
 
 
-def clues() -> list[str]:
-    """Ids that may be this process' own container's, best first. Reads files: called in a thread."""
-    found: list[str] = []
-    for file, pattern in (
-        ("/proc/self/mountinfo", r"/containers/([0-9a-f]{64})/hostname /etc/hostname "),
-        ("/proc/self/cgroup", r"/(?:docker[/-])?([0-9a-f]{64})(?:\.scope)?$"),
-    ):
+def own_ids() -> list[str]:
+    """Ids that may be this process' own container's. Reads files: called in a thread."""
+    texts = []
+    for file in ("/proc/self/mountinfo", "/proc/self/cgroup"):
         try:
-            found += re.findall(pattern, Path(file).read_text(), re.MULTILINE)
+            texts.append(Path(file).read_text())
         except OSError:
-            continue
-    name = socket.gethostname()
-    found += [name] if re.fullmatch(r"[0-9a-f]{12}", name) else []
+            texts.append("")
+    return clues(texts[0], texts[1], socket.gethostname())
+
+
+def clues(mountinfo: str, cgroup: str, hostname: str) -> list[str]:
+    """Ids of containers that a process may be in, best first: 1. by the file that Docker mounts as its
+    /etc/hostname; 2. by its control group (version 1); 3. by its hostname, if nobody gave it another one."""
+    found = re.findall(r"/containers/([0-9a-f]{64})/hostname /etc/hostname ", mountinfo)  # 1
+    found += re.findall(r"/(?:docker[/-])?([0-9a-f]{64})(?:\.scope)?$", cgroup, re.MULTILINE)  # 2
+    found += [hostname] if re.fullmatch(r"[0-9a-f]{12}", hostname) else []  # 3
     return list(dict.fromkeys(found))
 
 

@@ -45,7 +45,7 @@ LOOK_EVERY = 10.0
 LOOK_DEAF = 1.0
 """Seconds between two listings while they aren't."""
 CLOSING = 5.0
-"""Seconds that stops under way may take when the runtime is closed."""
+"""Seconds that each part of closing may take: starts and stops under way, and the network."""
 _HELP = "start Docker, let DOCKER_HOST say where it listens, or set lifecycle.runtime: process"
 
 
@@ -58,7 +58,7 @@ class DockerRuntime:
         options: DockerOptions,
         environ: Mapping[str, str] = os.environ,
         patience: Patience | None = None,
-        own_ids: Callable[[], Sequence[str]] = place.clues,
+        own_ids: Callable[[], Sequence[str]] = place.own_ids,
         random: Callable[[], str] = lambda: secrets.token_hex(3),
     ) -> None:
         self._data_dir, self._options, self._own_ids = data_dir, options, own_ids
@@ -120,8 +120,9 @@ class DockerRuntime:
         if self._watch is not None:
             await asyncio.to_thread(self._watch.close)
             if self._ours.own is None:
-                with contextlib.suppress(DockerFailed):
-                    await place.drop_network(self._daemon, self._ours.network)
+                with contextlib.suppress(DockerFailed, TimeoutError):
+                    async with asyncio.timeout(CLOSING):
+                        await place.drop_network(self._daemon, self._ours.network)
         await asyncio.to_thread(self._daemon.close)
 
     async def endpoint(self) -> tuple[str, int]:
