@@ -268,10 +268,23 @@ def test_a_gap_of_the_own_loop_expires_nobody() -> None:
     session, _ = desk.open()
     desk.acquire(session, 1, 2)
     desk.now += 60.0
-    desk.dispatcher.shift(60.0)
+    desk.dispatcher.shift(60.0, desk.now)
     desk.wait(0.1)
     assert sorted(session.leases) == [1]
     assert sorted(session.tickets) == [2]
+    desk.wait(TTL)
+    assert not session.leases
+    desk.check()
+
+
+def test_what_is_heard_before_a_gap_is_noticed_lives_no_longer_for_it() -> None:
+    """After a freeze a Hello may be read before the timer sees the gap: its session's time runs from then."""
+    desk = Desk()
+    desk.supply(model(instance(slots=1)))
+    desk.now += 60.0
+    session, _ = desk.open()
+    desk.acquire(session, 1)
+    desk.dispatcher.shift(60.0, desk.now)
     desk.wait(TTL)
     assert not session.leases
     desk.check()

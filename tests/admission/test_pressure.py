@@ -206,7 +206,7 @@ def test_slots_come_back_with_time_alone() -> None:
     assert outbox.take("grant") == [("grant", 6, "i1", 0)]
     assert "3 of 4 slots" in note(desk)
     desk.now += STEP
-    desk.dispatcher.shift(STEP)
+    desk.dispatcher.shift(STEP, desk.now)
     desk.wait(0.0)
     assert sorted(session.leases) == [4, 5, 6, 7]
     assert (effective(desk), note(desk)) == (4, "")

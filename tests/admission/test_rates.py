@@ -503,7 +503,7 @@ def test_after_a_restart_there_is_no_burst_and_restated_ones_are_not_paid_twice(
     desk.ready()
     assert desk.left() == (2, 100)
     desk.now += 3600.0
-    desk.dispatcher.shift(3600.0)
+    desk.dispatcher.shift(3600.0, desk.now)
     assert desk.left() == (60, 6000)
     assert desk.left("stranger") == (60, 6000)
     desk.check()

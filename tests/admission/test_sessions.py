@@ -248,9 +248,10 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([3.0, 9.0, 40.0]))
     def stand_still(self, seconds: float) -> None:
         """Admission's process was stopped: nobody's silence in that time counts."""
-        before = {name: set(session.leases) for name, session in self.desk.dispatcher.sessions.items()}
+        sessions = self.desk.dispatcher.sessions
+        before = {name: set(session.leases) for name, session in sessions.items() if session.leases}
         self.desk.now += seconds
-        self.desk.dispatcher.shift(seconds)
+        self.desk.dispatcher.shift(seconds, self.desk.now)
         self.desk.dispatcher.tick(self.desk.now)
         for name, leases in before.items():
             assert set(self.desk.dispatcher.sessions[name].leases) >= leases

@@ -172,10 +172,13 @@ async def test_a_gap_of_the_loop_shifts_unary_leases_too() -> None:
     client = Client()
     lease = await client.acquire("one")
     client.desk.now += 3 * TTL
-    client.desk.dispatcher.shift(3 * TTL)
+    client.desk.dispatcher.shift(3 * TTL, client.desk.now)
     client.desk.wait(0.05)
     assert client.renew(lease)
     assert client.counts() == (0, 1)
+    client.desk.dispatcher.shift(3 * TTL, client.desk.now)  # renewed in time: a gap before that adds nothing
+    client.desk.wait(TTL)
+    assert client.counts() == (0, 0)
 
 
 async def test_a_restated_lease_is_its_tenants_and_its_tokens_are_paid_by_nobody() -> None:
@@ -339,3 +342,19 @@ async def test_random_calls_leave_nothing(seed: int) -> None:
     client.desk.wait(TTL + 1)
     assert client.counts() == (0, 0)
     assert not client.fatal
+
+
+async def test_repeats_wait_until_the_latest_of_their_deadlines() -> None:
+    """A repeat with more time puts the ticket's end off; one with less doesn't bring it forward."""
+    client = Client()
+    await client.acquire("holder")
+    calls = [client.start("x", seconds=seconds) for seconds in (2.0, 5.0, 3.0)]
+    await turn()
+    client.desk.wait(2.5)
+    assert client.counts() == (1, 1)
+    client.desk.wait(2.0)
+    assert client.counts() == (1, 1)
+    client.desk.wait(1.0)
+    assert client.counts() == (0, 1)
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert {getattr(end, "reason", "") for end in ends} == {"REASON_DEADLINE_EXCEEDED"}

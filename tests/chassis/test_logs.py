@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+import structlog
 
 from tidegate_chassis import logs
 from tidegate_chassis.logs import Event, Sink, plain
@@ -73,3 +74,17 @@ def test_json_lines_take_any_value() -> None:
     """A value that JSON doesn't know is written as its repr."""
     line = logs._renderer("json")(None, "", {"event": "x", "level": logging.Logger})
     assert line == '{"event":"x","level":"<class \'logging.Logger\'>"}'
+
+
+def test_a_log_call_never_raises() -> None:
+    """Whatever a processor throws costs the line, never whoever logs."""
+
+    def broken(*_: Any) -> Any:
+        raise MemoryError
+
+    wrapper = logs.unfailing(structlog.make_filtering_bound_logger(logging.INFO))
+    log = structlog.wrap_logger(None, processors=[broken], wrapper_class=wrapper)
+    before = logs._sink.dropped
+    log.info("one", value=1)
+    log.bind(more=2).warning("another")
+    assert logs._sink.dropped == before + 2

@@ -89,7 +89,7 @@ class Invariants:
             self.tickets_end_in_time(process, gate, now)
             self.nobody_waits_beside_a_free_slot(gate, now)
         self._match(book)
-        self.leases_have_relays(book)
+        self.leases_have_relays(process)
 
     def _look_at_lifecycle(self, process: Lifecycle) -> None:
         if process is not self._fleet:
@@ -202,8 +202,10 @@ class Invariants:
                     self._booked.pop(relay, None)
                     self.relays_are_in_the_book(relay, self._unbooked.setdefault(relay, self.world.now))
 
-    def leases_have_relays(self, book: Dispatcher) -> None:
+    def leases_have_relays(self, process: Admission) -> None:
         """A lease that its edge doesn't hold any more is taken back by what the edge's heartbeats state."""
+        book = process.dispatcher
+        thawing = self.world.now - process.thawed < LATE
         edges = {edge.session.session_id: edge for edge in self.world.living_edges() if edge.session}
         idle: dict[Id, float] = {}
         for session in book.sessions.values():
@@ -211,6 +213,8 @@ class Invariants:
             stale = self.world.now - self._heard[session.id] > self.world.setting.lease_ttl / 2
             if edge is None or edge.session is None or stale or not session.leases:
                 continue
+            if thawing or session.outbox is None:
+                continue  # it can't have stated anything
             held = edge.session.held
             for n in session.leases:
                 if n not in held:

@@ -162,11 +162,15 @@ class Call:
         if self._request is not None:
             self._send(self._request)
 
-    async def write(self, message: Any) -> None:
-        """Sends a message, when the call is connected."""
+    async def wait_for_connection(self) -> None:
+        """Until messages can be sent."""
         await self._opened.wait()
         if self.over:
             raise asyncio.InvalidStateError("the call is over")
+
+    async def write(self, message: Any) -> None:
+        """Sends a message, when the call is connected."""
+        await self.wait_for_connection()
         self._send(message)
 
     async def done_writing(self) -> None:

@@ -48,9 +48,12 @@ class Dispatcher:
     # --- verbs -----------------------------------------------------------------------------------------
 
     def acquire(self, session: Session, ticket: Ticket, now: float) -> None:
-        """Queues a ticket. One that waits already stays as it is; a lease is answered with the same grant."""
+        """Queues a ticket. One that waits already keeps its place and the later of both deadlines; a lease is
+        answered with the same grant."""
         books, n = self.books, ticket.id[1]
         if n in session.tickets:
+            known = session.tickets[n]
+            known.deadline = max(known.deadline, ticket.deadline)
             return
         if n in session.leases:
             books.tell_grant(session, session.leases[n])
@@ -204,14 +207,15 @@ class Dispatcher:
             self._each_second(now)
         self.settle(now)
 
-    def shift(self, gap: float) -> None:
-        """The process stood still for `gap` seconds: whatever it measures by silence begins so much later.
+    def shift(self, gap: float, now: float) -> None:
+        """The process stood still for `gap` seconds until about `now`: whatever it measures by silence begins
+        so much later, but not later than now (some of it was heard before the gap was noticed).
 
         A caller's own deadline isn't shifted: the caller's clock went on.
         """
         self.books.window.shift(gap)
         for session in self.sessions.values():
-            session.shift(gap)
+            session.shift(gap, now)
         for gate in self.gates.values():
             gate.shift(gap)
 

@@ -98,10 +98,10 @@ class Holder(Session):
         """The lease was given back because nobody waited for it any more: the same request may come again."""
         self.renewed.pop(n, None)
 
-    def shift(self, gap: float) -> None:
+    def shift(self, gap: float, now: float) -> None:
         """See `Session.shift`."""
-        super().shift(gap)
-        self.renewed = {n: since + gap for n, since in self.renewed.items()}
+        super().shift(gap, now)
+        self.renewed = {n: min(since + gap, now) for n, since in self.renewed.items()}
 
     def idle(self) -> bool:
         """Nothing of it needs to be remembered."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 
 from tidegate_admission.ticket import Phase, Ticket
 
@@ -73,14 +74,19 @@ class Deadlines:
         heapq.heappush(self._heap, (ticket.deadline, ticket.order, ticket))
 
     def pop_due(self, now: float) -> Ticket | None:
-        """A waiting ticket whose deadline has passed, or None."""
+        """A waiting ticket whose deadline has passed, or None. One whose deadline was put off comes up at the
+        old one, and is put back."""
         while self._heap:
             deadline, _, ticket = self._heap[0]
             if ticket.phase is Phase.WAITING and deadline > now:
                 return None
             heapq.heappop(self._heap)
-            if ticket.phase is Phase.WAITING:
+            if ticket.phase is not Phase.WAITING:
+                continue
+            if ticket.deadline <= now:
                 return ticket
+            if ticket.deadline < math.inf:
+                self.push(ticket)
         return None
 
     def tidy(self, alive: int) -> None:

@@ -40,7 +40,8 @@ class SupersededError(Exception):
 
 
 class Link:
-    """Client of `Coordinate`. `run` ends only by cancellation, or with SupersededError."""
+    """Client of `Coordinate`. `run` ends only by cancellation, with SupersededError, or by an error that is
+    no broken stream: the core's, and fatal."""
 
     def __init__(
         self, address: str, incarnation: int, dispatcher: Dispatcher, clock: Callable[[], float]
@@ -78,6 +79,7 @@ class Link:
             wait_for_ready=True
         )
         sender = asyncio.create_task(self._send(call))
+        sender.add_done_callback(lambda _: call.cancel())  # or lifecycle would never hear of demand again
         try:
             async for response in call:
                 if not self._dispatcher.linked:

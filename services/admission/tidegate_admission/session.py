@@ -108,9 +108,9 @@ class Session:
         self.used = now
         """When it last had a ticket or a lease."""
 
-    def shift(self, gap: float) -> None:
+    def shift(self, gap: float, now: float) -> None:
         """The process stood still for `gap` seconds, in which it could hear nobody."""
-        self.heard += gap
+        self.heard = min(self.heard + gap, now)
 
     def judged(self, seen: int) -> Iterable[int]:
         """The leases that a statement speaks about: the edge had read of their grants when it made it."""

@@ -152,6 +152,10 @@ class Stream:
                     yield response
                 if self._end is not None:
                     raise self._end
+                if (
+                    reader.cancelled()
+                ):  # as an error: of a cancelled handler grpc.aio tells its client nothing
+                    raise Refused(grpc.StatusCode.ABORTED, "REASON_UNAVAILABLE", "the stream's reader ended")
                 if reader.done():
                     reader.result()
                     return
@@ -162,28 +166,32 @@ class Stream:
                 self._dispatcher.stream_ended(self.session, self)
 
     async def _read(self, requests: AsyncIterator[pb.SessionRequest]) -> None:
+        """Hands on what comes. An error of the transport ends this stream alone."""
+        parts = wire.HelloParts()
         try:
-            await self._read_all(requests)
+            async for request in requests:
+                if self._end is not None or self._handle(request, parts):
+                    return
         except Refused as refused:
             self._end = self._end or refused
-        except Exception as error:
-            self._fatal(error)
-            raise
         finally:
             self._wake.set()
 
-    async def _read_all(self, requests: AsyncIterator[pb.SessionRequest]) -> None:
-        parts = wire.HelloParts()
-        async for request in requests:
-            if self._end is not None:
-                return
-            now = self._clock()
-            if self.session is None:
-                if request.WhichOneof("content") != "hello":
-                    raise wire.invalid("a session begins with Hello")
-                self._open(parts.add(request.hello, now), now)
-            elif self._take_in(self.session, request, now):
-                return
+    def _handle(self, request: pb.SessionRequest, parts: wire.HelloParts) -> bool:
+        """Takes in one message; true when it was the last one. What goes wrong here is the core's: fatal."""
+        now = self._clock()
+        try:
+            if self.session is not None:
+                return self._take_in(self.session, request, now)
+            if request.WhichOneof("content") != "hello":
+                raise wire.invalid("a session begins with Hello")
+            self._open(parts.add(request.hello, now), now)
+        except Refused:
+            raise
+        except Exception as error:
+            self._fatal(error)
+            raise
+        return False
 
     def _open(self, hello: Hello | None, now: float) -> None:
         """Takes in a complete Hello, and keeps nothing of it: its tickets would live as long as this."""

@@ -47,7 +47,7 @@ class Timer:
         self._gaps.note(late, shifted)
         if shifted:  # 1
             log.warning("loop.gap", seconds=round(late, 3))
-            self._dispatcher.shift(late)
+            self._dispatcher.shift(late, now)
         if late > LATE and not self._skipped:  # 2
             self._skipped = True
             return

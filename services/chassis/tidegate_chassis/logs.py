@@ -128,7 +128,7 @@ def set_up(service: str, settings: TelemetrySettings) -> None:
     ]
     structlog.configure(
         processors=[*shared, lambda _, __, event: ((event,), {})],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=unfailing(structlog.make_filtering_bound_logger(level)),
         logger_factory=lambda *_: _Logger(),
         cache_logger_on_first_use=True,
     )
@@ -140,6 +140,22 @@ def set_up(service: str, settings: TelemetrySettings) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def unfailing(wrapper: type[Any]) -> type[Any]:
+    """A structlog wrapper class whose calls never raise: what can't be logged is dropped and counted."""
+
+    class Unfailing(wrapper):  # type: ignore[misc]
+        def _proxy_to_logger(self, *args: Any, **fields: Any) -> Any:
+            try:
+                return super()._proxy_to_logger(*args, **fields)
+            except structlog.DropEvent:
+                return None
+            except Exception:  # noqa: BLE001 - a line of a log is worth no request
+                _sink.dropped += 1
+                return None
+
+    return Unfailing
 
 
 def flush(timeout: float) -> None:

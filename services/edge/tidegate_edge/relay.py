@@ -105,9 +105,9 @@ class Relay:
             await self._fail(Failure("internal_error", "An internal error; the service's log tells more."))
         finally:
             self._closing = True
+            self._edge.relays.discard(self)  # first: whatever fails now, nothing keeps the ticket alive
             self._release()
             self._waiting = None  # it holds this relay
-            self._edge.relays.discard(self)
             self._record.close(self._answer.status, self._tail)
 
     async def _serve(self) -> None:

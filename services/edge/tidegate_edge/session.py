@@ -14,6 +14,7 @@ import secrets
 import socket
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import structlog
@@ -155,13 +156,16 @@ class Session:
         )
 
     async def run(self) -> None:
-        """Keeps the session open until it is closed or this task is cancelled."""
-        watch = asyncio.create_task(self._watch())
+        """Keeps the session open until it is closed or cancelled. An error of its own ends it."""
+        parts = [asyncio.create_task(self._keep_streams()), asyncio.create_task(self._watch())]
         try:
-            while not self._closing:
-                await self._keep_stream()
+            ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in ended:
+                part.result()
         finally:
-            watch.cancel()
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
             self._closed.set()
 
     async def close(self, patience: float = 1.0) -> None:
@@ -173,9 +177,14 @@ class Session:
 
     # The stream.
 
+    async def _keep_streams(self) -> None:
+        while not self._closing:
+            await self._keep_stream()
+
     async def _keep_stream(self) -> None:
-        """Opens streams until one was welcomed and has ended. Each has a connection of its own: gRPC takes
-        one that went silent for a good one until its keepalive has run out."""
+        """Opens streams until one was welcomed and has ended. What goes wrong in one costs it alone: the next
+        Hello says all that counts. Each has a connection of its own: gRPC takes one that went silent for a
+        good one until its keepalive has run out."""
         for delay in rpc.reconnect_delays():
             try:
                 async with rpc.channel(self._address) as channel:
@@ -185,9 +194,12 @@ class Session:
             except asyncio.CancelledError:
                 if asyncio.current_task().cancelling():  # type: ignore[union-attr]
                     raise
-                log.warning("admission was silent for too long; opening a new stream")
+                log.warning("the session's stream was given up; opening a new one")
             except asyncio.InvalidStateError:  # grpc.aio: written to after the peer had ended the call
                 log.warning("the session's stream had ended", connected=self.connected)
+            except Exception:
+                self._connected.clear()  # so that the next one isn't opened without a pause
+                log.exception("the session's stream failed; opening a new one")
             welcomed = self.connected
             self._connected.clear()
             if self._closing or welcomed:
@@ -202,6 +214,7 @@ class Session:
         self._opened = self._clock()
         self._call = call = stub.Session(wait_for_ready=True)
         writer = asyncio.create_task(self._write(call))
+        writer.add_done_callback(lambda ended: _end_with(ended, call))
         try:
             async for response in call:
                 self._take(response)
@@ -289,9 +302,7 @@ class Session:
                 if ticket is not None and ticket.phase is Phase.WAITING:
                     ticket.take_refusal(answer.refusal)
             elif kind == "lost":
-                ticket = self._tickets.pop(answer.lost.n, None)
-                if ticket is not None:
-                    ticket.take_loss(pb.Reason.Name(answer.lost.reason).removeprefix("REASON_"))
+                self._take_loss(answer.lost, now)
             elif kind == "heartbeat_ack":
                 self._acknowledge(answer.heartbeat_ack.number)
             elif kind == "progress":
@@ -311,6 +322,22 @@ class Session:
             self._say(pb.Operation(done=pb.Done(n=grant.n, outcome=pb.OUTCOME_UNUSED)))
         else:
             ticket.take_grant(grant, now)
+
+    def _take_loss(self, lost: pb.Lost, now: float) -> None:
+        """A lease has ended.
+
+        1. With its instance, while the move away from it was on its way: admission doesn't know the id any
+           more when the move comes, so it is offered again.
+        2. Otherwise the relay ends.
+        """
+        ticket = self._tickets.get(lost.n)
+        if ticket is None:
+            return
+        if ticket.phase is Phase.WAITING and lost.reason == pb.REASON_INSTANCE_LOST:  # 1
+            self._say(pb.Operation(acquire=ticket.offer_again(now)))
+            return
+        del self._tickets[lost.n]  # 2
+        ticket.take_loss(pb.Reason.Name(lost.reason).removeprefix("REASON_"))
 
     def _welcome(self, welcome: pb.Welcome, now: float) -> None:
         self._ttl = welcome.lease_ttl_ms / 1000
@@ -359,6 +386,12 @@ class Session:
     def _say(self, operation: pb.Operation) -> None:
         self._operations.append(operation)
         self._wake.set()
+
+
+def _end_with(writer: asyncio.Task[None], call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
+    """Ends a stream whose writer has failed: nobody would notice, and its session would fall silent."""
+    if writer.cancelled() or writer.exception() is not None:
+        call.cancel()
 
 
 def splitmix64(n: int) -> int:

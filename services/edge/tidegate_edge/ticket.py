@@ -244,6 +244,11 @@ class Ticket:
             moves=self.moves,
         )
 
+    def offer_again(self, now: float) -> pb.Acquire:
+        """The offer for an id that admission has forgotten: as of a new one, with what time is left."""
+        self.moves = 0
+        return self.waiting_ticket(now).acquire
+
     def waiting_ticket(self, now: float) -> pb.WaitingTicket:
         """The ticket as a Hello tells it: what is left of its deadline, and its age."""
         offer = pb.Acquire()

@@ -11,6 +11,7 @@ import asyncio
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -116,6 +117,11 @@ class Daemon:
         """Closes all connections and lets the threads go. Blocks for a moment: called in a thread."""
         for _ in self._threads:
             self._work.put(None)
+        until = time.monotonic() + 1.0
+        for (
+            thread
+        ) in self._threads:  # a call under way would open a connection anew; a hung one is left behind
+            thread.join(max(0.0, until - time.monotonic()))
         with self._lock:
             clients = list(self._clients.values())
         for client in clients:
@@ -124,10 +130,13 @@ class Daemon:
     def _kept(self, timeout: float) -> APIClient:
         with self._lock:
             client = self._clients.get(timeout)
-        if client is None:
-            client = self.client(timeout)
-            with self._lock:
-                self._clients[timeout] = client
+        if client is not None:
+            return client
+        made = self.client(timeout)
+        with self._lock:
+            client = self._clients.setdefault(timeout, made)
+        if client is not made:  # another thread was first
+            made.close()
         return client
 
     def _serve(self) -> None:

@@ -63,6 +63,7 @@ class Watch:
                     filters = {"type": "container", "label": f"{OWNER}={self._owner}"}
                     self._stream = client.events(decode=True, filters=filters)
                     if self._closing.is_set():
+                        self._stream.close()
                         return
                     self._tell(self._connected, True)
                     pause, said = AGAIN_IN[0], ""
