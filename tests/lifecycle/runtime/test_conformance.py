@@ -20,7 +20,7 @@ from tidegate_lifecycle import logs
 from tidegate_lifecycle.runtimes.base import Runtime, StartFailed
 
 from .conftest import eventually, in_time
-from .kinds import DockerKind, ProcessKind
+from .kinds import SDK_SOCKETS, DockerKind, ProcessKind
 
 SLEEP = "import time; print('up'); time.sleep(600)"
 STUBBORN = """
@@ -34,7 +34,7 @@ time.sleep(600)
 """
 
 
-@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
+@pytest.fixture(params=["process", pytest.param("docker", marks=[pytest.mark.docker, SDK_SOCKETS])])
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[ProcessKind]:
     """One kind of runtime; nothing of it is left."""
     made = {"process": ProcessKind, "docker": DockerKind}[request.param](tmp_path)

@@ -24,9 +24,9 @@ from tidegate_lifecycle.runtimes.docker.images import follow
 from tidegate_lifecycle.runtimes.docker.runtime import DockerRuntime
 
 from .conftest import eventually, in_time
-from .kinds import DockerKind
+from .kinds import SDK_SOCKETS, DockerKind
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, SDK_SOCKETS]
 
 SLEEP = "import time; print('up'); time.sleep(600)"
 

@@ -22,10 +22,9 @@ from tidegate_lifecycle.runtimes.docker.daemon import THREADS, WAITING, Daemon, 
 from tidegate_lifecycle.runtimes.docker.runtime import DockerRuntime
 
 from .conftest import eventually, in_time
-from .kinds import DockerKind
+from .kinds import SDK_SOCKETS, DockerKind
 
-# The SDK leaves the socket of a connection that failed to the garbage collector.
-pytestmark = [pytest.mark.docker, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
+pytestmark = [pytest.mark.docker, SDK_SOCKETS]
 
 SLEEP = "import time; print('up'); time.sleep(600)"
 SHORT = Patience(look=1.0, end=1.0, start=1.5, pull=2.0)

@@ -118,9 +118,7 @@ class Daemon:
         for _ in self._threads:
             self._work.put(None)
         until = time.monotonic() + 1.0
-        for (
-            thread
-        ) in self._threads:  # a call under way would open a connection anew; a hung one is left behind
+        for thread in self._threads:  # a call under way opens connections anew; a hung one is left
             thread.join(max(0.0, until - time.monotonic()))
         with self._lock:
             clients = list(self._clients.values())
