@@ -8,6 +8,7 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.support import containers
 from tests.support.depth import SLOW
 
 
@@ -32,6 +33,11 @@ def _left_out(item: pytest.Item, config: pytest.Config) -> bool:
     if item.get_closest_marker("slow") and not config.getoption("--slow"):
         return True
     return item.get_closest_marker("gpu") is not None and shutil.which("nvidia-smi") is None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("docker") and (reason := containers.why_not()):
+        pytest.skip(reason)
 
 
 @pytest.hookimpl(wrapper=True)

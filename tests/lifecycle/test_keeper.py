@@ -11,9 +11,9 @@ from tidegate_lifecycle import keeper as module
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.engines import ENGINES
 from tidegate_lifecycle.keeper import ExternalKeeper, Keeper, Tools
-from tidegate_lifecycle.messages import BecameReady, Died, Gone, Sampled, StartEnded
+from tidegate_lifecycle.messages import BecameReady, Died, Gone, Launched, Sampled, StartEnded
 from tidegate_lifecycle.probes import Health, Load, Probe
-from tidegate_lifecycle.runtimes.base import Runtime, Server
+from tidegate_lifecycle.runtimes.base import Runtime, Server, StartSpec
 
 
 class FakeServer:
@@ -34,6 +34,7 @@ class FakeRuntime:
 
     def __init__(self) -> None:
         self.stopped: list[float] = []
+        self.pulled, self.abandoned, self.server = asyncio.Event(), False, FakeServer()
 
     async def mark_ready(self, server: Any) -> None:
         return
@@ -43,6 +44,19 @@ class FakeRuntime:
 
     async def stop(self, server: Any, grace: float) -> None:
         self.stopped.append(grace)
+
+    async def endpoint(self) -> tuple[str, int]:
+        return "127.0.0.1", 1
+
+    async def start(self, spec: Any) -> Any:
+        """As when an image is pulled first, until `pulled` is set."""
+        try:
+            await self.pulled.wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)  # it takes a moment to end what was begun
+            self.abandoned = True
+            raise
+        return self.server
 
 
 class FakeProbe:
@@ -128,6 +142,38 @@ async def test_told_to_stop() -> None:
     await life.next(Gone)
     await task
     assert life.runtime.stopped == [2.0]
+
+
+async def test_told_to_stop_while_its_image_is_pulled() -> None:
+    """A start that takes long is ended at once, and what it had begun is gone before that is told."""
+    life = Life(ok=True)
+    task = asyncio.create_task(life.keeper.start(lambda host, port: cast(StartSpec, None), 0.0))
+    await asyncio.sleep(0)
+    life.keeper.stop()
+    await life.next(Gone)
+    await task
+    assert life.runtime.abandoned
+    assert not life.runtime.stopped
+
+
+async def test_what_goes_before_a_server_is_no_part_of_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download of an hour leaves a server its whole start_timeout."""
+    now = 1000.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+    life = Life(ok=False)
+    task = asyncio.create_task(life.keeper.start(lambda host, port: cast(StartSpec, None), 1060.0))
+    await asyncio.sleep(0)
+    now += 3600.0
+    life.runtime.pulled.set()
+    await life.next(Launched)
+    async with asyncio.timeout(5):
+        while life.probe.asked < 3:  # noqa: ASYNC110 - the probe announces nothing
+            await asyncio.sleep(0)
+    assert life.told.empty()
+    now += 61.0
+    assert (await life.next(StartEnded)).kind == "deadline"
+    await life.next(Gone)
+    await task
 
 
 async def test_its_load_is_told_until_it_ends() -> None:

@@ -35,9 +35,54 @@ LIFECYCLE: dict[str, tuple[list[Any], list[Any]]] = {
     "max_swap_wait": (["0s", "1d"], ["25h", 5, True]),
     "drain_timeout": (["100ms", "1d", 0], ["50ms", "25h", "5", []]),
     "on_stop": (["stop", "leave"], ["kill", 1, None]),
-    "runtime": (["process"], ["docker", "k8s", 1]),
-    "hf_cache": (["~/.cache/huggingface"], ["/other", 1]),
-    "docker": ([{}], [{"image": "x"}, {"what": 1}, 5, []]),
+    "runtime": (["process", "docker"], ["k8s", 1, None]),
+    "hf_cache": (["~/.cache/huggingface", "/other", ""], [1, "a\nb", None]),
+    "docker": (
+        [
+            {},
+            {"image": "x"},
+            {"image": "reg.example:5000/a/b@sha256:0f"},
+            {"network": "my_net.1"},
+            {"shm_size": "1MiB"},
+            {"shm_size": "10TiB"},
+            {"memory": None},
+            {"memory": "6MiB"},
+            {"memory": "10TiB"},
+            {"cpus": None},
+            {"cpus": 0.1},
+            {"cpus": 4096},
+            {"pids": 1},
+            {"pids": 4194304},
+            {"pull": "missing"},
+            {"pull": "always"},
+            {"pull": "never"},
+        ],
+        [
+            {"what": 1},
+            5,
+            [],
+            {"image": ""},
+            {"image": "-x"},
+            {"image": "a b"},
+            {"image": 1},
+            {"network": ""},
+            {"network": "a b"},
+            {"network": "-n"},
+            {"shm_size": "1023KiB"},
+            {"shm_size": "11TiB"},
+            {"shm_size": 8},
+            {"memory": "5MiB"},
+            {"memory": "11TiB"},
+            {"cpus": 0.09},
+            {"cpus": 4097},
+            {"cpus": "x"},
+            {"pids": 0},
+            {"pids": 4194305},
+            {"pids": 1.5},
+            {"pull": "sometimes"},
+            {"pull": None},
+        ],
+    ),
     "metrics_listen": ([None, "", "127.0.0.1:9"], ["unix:/x", "9", 9]),
     "devices": (
         [
@@ -89,8 +134,11 @@ MODEL: dict[str, tuple[list[Any], list[Any]]] = {
     "tokenizer": ([None, "org/name"], ["--flag", 1]),
     "source": ([None, "Qwen/Qwen3-8B"], ["-x", 1]),
     "executable": ([None, "/opt/vllm"], [1]),
-    "image": ([None], ["x"]),
-    "volumes": ([[]], [["a:b"], "a"]),
+    "image": ([None, "x", "a/b:1"], ["a b", "-x", 1]),
+    "volumes": (
+        [[], ["a:/b"], ["./w:/w:ro", "~/x:/y:rw"]],
+        [["a:b"], "a:/b", ["a"], [":/b"], ["a:/b:x"], [1]],
+    ),
     "extra_args": ([[]], ["--x", [1], None]),
     "urls": ([[], ["http://h:1", "https://h/v"]], [["ftp://h"], ["http://u@h"], "http://h", ["http://h/?x"]]),
 }
@@ -186,6 +234,42 @@ def test_warnings(tmp_path: Path) -> None:
     told = said(tmp_path, {"models": {"m": {**GOOD, "max_concurrent": 9, "max_queue": 8}}}, warnings=True)
     assert told == ["warning: models.m.max_concurrent: 9 is more than max_queue (8)"]
     assert load(tmp_path / "tidegate.yaml").catalog.models["m"].max_concurrent == 9
+
+
+def test_containers_have_an_image_and_their_volumes(tmp_path: Path) -> None:
+    """With the docker runtime a model's image is its own or the general one; processes have neither."""
+    models = {
+        "a": {**GOOD, "image": "mine:1", "volumes": ["./w:/w"]},
+        "b": {"engine": "vllm", "source": "org/model", "vram": "1GiB"},
+        "out": {"engine": "external", "urls": ["http://h:1"], "image": "x"},
+    }
+    told = said(tmp_path, {"lifecycle": {"runtime": "docker"}, "models": models}, warnings=True)
+    words = "has a function with lifecycle.runtime: docker alone, for models that run here"
+    assert told == [f"warning: models.out.image: {words}"]
+    loaded = load(tmp_path / "tidegate.yaml")
+    found = loaded.catalog.models
+    assert (found["a"].image, found["a"].volumes) == ("mine:1", ("./w:/w",))
+    assert (found["b"].image, found["out"].image) == ("vllm/vllm-openai:latest", "")
+    assert loaded.hub_cache == Path("~/.cache/huggingface").expanduser()
+    told = said(tmp_path, {"lifecycle": {"hf_cache": ""}, "models": models}, warnings=True)
+    assert [line.split(":")[1].strip() for line in told] == [
+        "models.a.image",
+        "models.a.volumes",
+        "models.out.image",
+    ]
+    loaded = load(tmp_path / "tidegate.yaml")
+    assert (loaded.catalog.models["a"].image, loaded.hub_cache) == ("", None)
+
+
+def test_what_cannot_be_in_a_container_is_said(tmp_path: Path) -> None:
+    """A source in somebody's home isn't in the container; an image of vLLM has no llama-server."""
+    model = {"engine": "llamacpp", "source": "~/m.gguf", "vram": "1GiB"}
+    told = said(tmp_path, {"lifecycle": {"runtime": "docker"}, "models": {"m": model}}, warnings=True)
+    words = "is not given: vllm/vllm-openai:latest must hold what the engine llamacpp runs"
+    assert told == [
+        f"warning: models.m.image: {words}",
+        "models.m.source: '~/m.gguf' is no path in a container; mount it with `volumes`, and give that path",
+    ]
 
 
 def test_defaults_are_merged(tmp_path: Path) -> None:

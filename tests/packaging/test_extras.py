@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 UV = Path(sys.executable).parent / "uv"
 ABSENT = {
     "edge": ["httpx", "aiohttp", "docker"],
-    "admission": ["granian", "aiohttp", "httpx"],
+    "admission": ["granian", "aiohttp", "httpx", "docker"],
     "lifecycle": ["granian", "aiohttp"],
 }
 

@@ -22,6 +22,9 @@ from tidegate_lifecycle.link import Link
 from tidegate_lifecycle.messages import DevicesRead, Shutdown
 from tidegate_lifecycle.probes import Probe
 from tidegate_lifecycle.reconciler import Reconciler
+from tidegate_lifecycle.runtimes.base import Runtime
+from tidegate_lifecycle.runtimes.docker.container import DockerOptions, Limits
+from tidegate_lifecycle.runtimes.docker.runtime import DockerRuntime
 from tidegate_lifecycle.runtimes.process import ProcessRuntime
 from tidegate_lifecycle.service import SERVICE, LifecycleServicer
 from tidegate_lifecycle.settings import Loaded, load, problems
@@ -56,7 +59,7 @@ async def sweep(loaded: Loaded) -> None:
     """Stops every model server that the records show, whoever started it. ConfigError when the data
     directory is in use: then its owner is alive and does that itself."""
     folder = loaded.data_dir
-    store, runtime = Store(folder), ProcessRuntime(folder)
+    store, runtime = Store(folder), runtime_of(loaded)
     await store.lock()
     try:
         await runtime.open()
@@ -68,6 +71,17 @@ async def sweep(loaded: Loaded) -> None:
         await store.close()
 
 
+def runtime_of(loaded: Loaded) -> Runtime:
+    """The runtime that the configuration names."""
+    if loaded.lifecycle.runtime == "process":
+        return ProcessRuntime(loaded.data_dir)
+    docker = loaded.lifecycle.docker
+    limits = Limits(docker.shm_size, docker.memory, docker.cpus, docker.pids)
+    return DockerRuntime(
+        loaded.data_dir, DockerOptions(docker.network, docker.pull, limits, loaded.hub_cache)
+    )
+
+
 async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
     """The service, from its first look at the machine to the last model server's end."""
     settings, folder = loaded.lifecycle, loaded.data_dir
@@ -77,7 +91,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
         stack.push_async_callback(store.close)
         await store.lock()
         boot = await store.open()
-        runtime, probe = ProcessRuntime(folder), Probe()
+        runtime, probe = runtime_of(loaded), Probe()
         await runtime.open()
         stack.push_async_callback(runtime.close)
         stack.push_async_callback(probe.close)
@@ -135,7 +149,7 @@ async def _end(work: asyncio.Future[None], upkeep: asyncio.Future[None], fleet: 
     await fleet.let_go()
 
 
-async def _keep_house(reconciler: Reconciler, runtime: ProcessRuntime, devices: Devices | None) -> None:
+async def _keep_house(reconciler: Reconciler, runtime: Runtime, devices: Devices | None) -> None:
     while True:
         await asyncio.sleep(HOUSEKEEPING)
         await runtime.maintain()

@@ -62,6 +62,10 @@ class Model:
     dtype: str = "auto"
     tokenizer: str = ""
     extra_args: tuple[str, ...] = ()
+    image: str = ""
+    """The image of its container; empty = it is a process, or runs elsewhere."""
+    volumes: tuple[str, ...] = ()
+    """Mounts of its container, each `SOURCE:TARGET[:ro|rw]`."""
     urls: tuple[str, ...] = ()
     """Engine external: base URLs, one instance each."""
 

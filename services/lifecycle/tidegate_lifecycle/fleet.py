@@ -243,6 +243,11 @@ class Fleet:
                 port=port,
                 device_ids=action.devices,
                 reserved_mib=action.reserved_mib,
+                image=model.image,
+                image_entrypoint=command.image_entrypoint,
+                volumes=model.volumes,
+                cards=tuple(filter(None, (device.visible_as for device in devices))),
+                hub=command.hub,
             )
 
         self.events.add(now, "starting", model.name, instance.id, f"on {', '.join(action.devices)}")

@@ -67,16 +67,29 @@ class Keeper:
 
         async def life() -> None:
             host, port = await self.tools.runtime.endpoint()
+            began = monotonic()
             try:
-                self.server = await self.tools.runtime.start(spec(host, port))
+                self.server = await self._started(spec(host, port))
             except StartFailed as error:
                 self._post(StartEnded(self.id, "refused", f"the server can't be started: {error}"))
                 raise _Ended from None
             self._post(Launched(self.id, self.server.address, self.server.pid))
-            await self._until_ready(self.server, deadline)
+            # The deadline is the server's own: what went before (an image was pulled) doesn't count.
+            await self._until_ready(self.server, deadline + monotonic() - began)
             await self._serve(self.server)
 
         await self._to_the_end(life)
+
+    async def _started(self, spec: StartSpec) -> Server:
+        """The server, unless it is told to stop first: a start may take as long as a download."""
+        start, stop = self._background(self.tools.runtime.start(spec)), self._background(self._stop.wait())
+        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            start.cancel()  # the runtime first ends what it has begun: nothing is freed before
+            await asyncio.wait({start})
+            raise _Ended
+        server: Server = start.result()
+        return server
 
     async def adopt(self, server: Server, ready: bool, deadline: float) -> None:
         """The life of a server that was found running."""

@@ -60,6 +60,8 @@ _KNOWN: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             "the model brings its own code; it runs only with --trust-remote-code among extra_args",
             r"trust[_-]remote[_-]code",
         ),
+        ("the program was not found in the image", r"exec \S+ failed: No such file"),
+        ("the program in the image may not be run", r"exec \S+ failed: Permission denied"),
         ("the port is taken by another program", r"address already in use|EADDRINUSE|couldn't bind.*port"),
         ("the disk is full", r"No space left on device|ENOSPC"),
         ("a program's module is missing", r"ModuleNotFoundError|No module named"),

@@ -21,6 +21,7 @@ from tidegate_chassis.config import (
 )
 from tidegate_chassis.kinds import Address, Choice, Duration, Flag, Number, Size, Text, Whole
 from tidegate_lifecycle.catalog import Catalog, DeviceSpec, Model
+from tidegate_lifecycle.docker_settings import IMAGE, VOLUME, DockerSettings
 from tidegate_lifecycle.engines import ENGINES
 from tidegate_lifecycle.engines.base import owned
 from tidegate_lifecycle.kinds import MIB, Identifier, JsonObject, ListOf, Mapped, Maybe, Vram, VramKind
@@ -28,7 +29,6 @@ from tidegate_lifecycle.kinds import MIB, Identifier, JsonObject, ListOf, Mapped
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
 _NAME_WORDS = "1 to 128 letters, digits and . _ : / @ + -, beginning with a letter or digit"
 _PLACEHOLDERS = {"port", "name", "devices"}
-_DOCKER = "the docker runtime comes with a later version"
 _TEXT = Text(r"[^\x00-\x1f]*", "a text without control characters")
 
 
@@ -49,26 +49,6 @@ class DeviceSettings(Settings):
     )
 
 
-class DockerSettings(Settings):
-    """Section `lifecycle.docker`."""
-
-    image: Annotated[str, _TEXT] = later(
-        "vllm/vllm-openai:latest", _DOCKER, "Image of models that name none."
-    )
-    network: Annotated[str, _TEXT] = later("tidegate", _DOCKER, "Network of the containers.")
-    shm_size: Annotated[int, Size("1MiB", "10TiB")] = later(8 * 2**30, _DOCKER, "Size of /dev/shm.")
-    memory: Annotated[int | None, Maybe(Size("1MiB", "10TiB"))] = later(
-        None, _DOCKER, "Memory limit of a container; empty = none."
-    )
-    cpus: Annotated[float | None, Maybe(Number(0.1, 4096))] = later(
-        None, _DOCKER, "CPU limit of a container; empty = none."
-    )
-    pids: Annotated[int, Whole(1, 4194304)] = later(4096, _DOCKER, "Limit of processes in a container.")
-    pull: Annotated[str, Choice("missing", "always", "never")] = later(
-        "missing", _DOCKER, "When images are pulled."
-    )
-
-
 class LifecycleSettings(Settings):
     """Section `lifecycle`."""
 
@@ -78,8 +58,8 @@ class LifecycleSettings(Settings):
     data_dir: Annotated[str, Text(r"[^\x00-\x1f]+", "a path")] = Field(
         "./tidegate-data", description="Folder of its database, records and logs; for this service alone."
     )
-    runtime: Annotated[str, Choice("process", "docker")] = later(
-        "process", _DOCKER, "What runs model servers: process or docker."
+    runtime: Annotated[str, Choice("process", "docker")] = Field(
+        "process", description="What runs model servers: process or docker."
     )
     devices: list[DeviceSettings] | None = Field(
         None, description="Cards that may be used; left out = all that nvidia-smi shows."
@@ -103,8 +83,9 @@ class LifecycleSettings(Settings):
         "stop",
         description="What becomes of model servers when the service ends: stop, or leave for adoption.",
     )
-    hf_cache: Annotated[str, _TEXT] = later(
-        "~/.cache/huggingface", _DOCKER, "The hub's cache that is mounted into containers."
+    hf_cache: Annotated[str, _TEXT] = Field(
+        "~/.cache/huggingface",
+        description="The hub's cache, mounted into containers of engines vllm and llamacpp; empty = none.",
     )
     docker: DockerSettings = Field(DockerSettings(), description="The docker runtime.")
     metrics_listen: Annotated[str, Address(unix=False, optional=True)] = Field(
@@ -167,7 +148,9 @@ class ModelSettings(Settings):
     executable: Annotated[str | None, Maybe(Text(r"[^\x00-\x1f]+", "a program's name or path"))] = Field(
         None, description="The program of engines vllm and llamacpp; empty = vllm, llama-server."
     )
-    image: Annotated[str | None, Maybe(_TEXT)] = later(None, _DOCKER, "Its image.")
+    image: Annotated[str | None, Maybe(IMAGE)] = Field(
+        None, description="Docker runtime: its image; empty = lifecycle.docker.image."
+    )
     max_model_len: Annotated[int | None, Maybe(Whole(1, 100_000_000))] = Field(
         None, description="Context length in tokens; empty = the model's own."
     )
@@ -189,7 +172,9 @@ class ModelSettings(Settings):
     tokenizer: Annotated[str | None, Maybe(Text(r"[^\x00-\x20-][^\x00-\x1f]*", "a hub name or a folder"))] = (
         Field(None, description="Engine vllm: --tokenizer.")
     )
-    volumes: Annotated[tuple[str, ...], ListOf(_TEXT)] = later((), _DOCKER, "Folders for its container.")
+    volumes: Annotated[tuple[str, ...], ListOf(VOLUME)] = Field(
+        (), description="Docker runtime: folders or named volumes for its container, SOURCE:TARGET[:ro|rw]."
+    )
     extra_args: Annotated[tuple[str, ...], ListOf(Text(r"[^\x00]*", "a text"))] = Field(
         (), description="More arguments for engines vllm and llamacpp; none that the service owns."
     )
@@ -213,6 +198,8 @@ class Loaded:
     """The file's folder: where model servers work, and what relative paths are relative to."""
     data_dir: Path
     """The folder of the database, the records and the logs."""
+    hub_cache: Path | None
+    """The hub's cache, for containers; None = it isn't mounted."""
 
     @property
     def needs_devices(self) -> bool:
@@ -245,6 +232,8 @@ def _check(document: Document) -> tuple[Loaded | None, list[Problem]]:
         _check_engine(f"models.{name}", name, entry, found)
     if lifecycle is not None:
         _check_pools(lifecycle, entries, found)
+        for name, entry in entries.items():
+            _check_runtime(f"models.{name}", lifecycle, entry, found)
     if lifecycle is None or telemetry is None or any(not problem.warning for problem in found):
         return None, found
     models = {name: to_model(name, entry, lifecycle) for name, entry in entries.items()}
@@ -253,7 +242,8 @@ def _check(document: Document) -> tuple[Loaded | None, list[Problem]]:
         for item in lifecycle.devices or ()
     )
     folders = document.path.resolve().parent, document.resolve(lifecycle.data_dir)
-    return Loaded(document, lifecycle, telemetry, Catalog(models), specs, *folders), found
+    hub_cache = document.resolve(lifecycle.hf_cache) if lifecycle.hf_cache else None
+    return Loaded(document, lifecycle, telemetry, Catalog(models), specs, *folders, hub_cache), found
 
 
 def _models(document: Document, found: list[Problem]) -> dict[str, ModelSettings]:
@@ -355,9 +345,28 @@ def _check_pools(
             found.append(Problem(f"models.{name}.pool", text))
 
 
+def _check_runtime(
+    path: str, lifecycle: LifecycleSettings, entry: ModelSettings, found: list[Problem]
+) -> None:
+    if lifecycle.runtime == "process" or entry.engine == "external":
+        for key in ("image", "volumes"):
+            if getattr(entry, key):
+                text = "has a function with lifecycle.runtime: docker alone, for models that run here"
+                found.append(Problem(f"{path}.{key}", text, warning=True))
+        return
+    if entry.engine != "vllm" and not entry.image and lifecycle.docker.image.startswith("vllm/"):
+        text = f"is not given: {lifecycle.docker.image} must hold what the engine {entry.engine} runs"
+        found.append(Problem(f"{path}.image", text, warning=True))
+    if entry.source and entry.source.startswith(("~", ".")):
+        text = f"{entry.source!r} is no path in a container; mount it with `volumes`, and give that path"
+        found.append(Problem(f"{path}.source", text))
+
+
 def to_model(name: str, entry: ModelSettings, lifecycle: LifecycleSettings) -> Model:
     """The catalogue's form of an entry."""
     vram = entry.vram or Vram()
+    contained = lifecycle.runtime == "docker" and entry.engine != "external"
+    image = (entry.image or lifecycle.docker.image) if contained else ""
     idle = lifecycle.idle_timeout if entry.idle_timeout is None else entry.idle_timeout
     return Model(
         name=name,
@@ -387,5 +396,7 @@ def to_model(name: str, entry: ModelSettings, lifecycle: LifecycleSettings) -> M
         dtype=entry.dtype,
         tokenizer=entry.tokenizer or "",
         extra_args=entry.extra_args,
+        image=image,
+        volumes=entry.volumes if image else (),
         urls=entry.urls,
     )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -204,54 +201,3 @@ async def test_two_lists_at_once_adopt_a_server_once(data_dir: Path, runtime: Pr
     first, second = await asyncio.gather(runtime.list(), runtime.list())
     assert len(first) == 1
     assert first[0] is second[0]
-
-
-# Starts servers one after the other until it is killed.
-BUSY = """
-import asyncio, itertools, sys
-from pathlib import Path
-from tidegate_lifecycle.runtimes.base import StartSpec
-from tidegate_lifecycle.runtimes.process import ProcessRuntime
-async def main():
-    runtime = ProcessRuntime(Path(sys.argv[1]))
-    await runtime.open()
-    for n in itertools.count():
-        await runtime.start(StartSpec(f"{sys.argv[1]}/{n}", "m", "s", ("sleep", "600"), {}, Path(sys.argv[1]),
-                                      "127.0.0.1", 9000, (), 0))
-asyncio.run(main())
-"""
-
-
-def marked(data_dir: Path) -> set[int]:
-    """The living processes that carry an instance of that folder in their environment."""
-    found = set()
-    for file in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if f"{VARIABLE}={data_dir}/" in file.read_text(errors="replace") and runs(int(file.parent.name)):
-                found.add(int(file.parent.name))
-    return found
-
-
-def kill_while_starting(data_dir: Path, moment: float) -> None:
-    """Kills a process that starts servers with -9, some moment after its first start."""
-    busy = subprocess.Popen([sys.executable, "-c", BUSY, str(data_dir)], stdout=subprocess.PIPE)
-    assert busy.stdout
-    busy.stdout.readline()
-    time.sleep(moment)  # whenever that is: any instant must do
-    busy.kill()
-    busy.wait()
-    busy.stdout.close()
-
-
-@pytest.mark.parametrize("seed", range(6))
-async def test_kill_9_at_any_instant_of_a_start_leaves_no_server_unfound(
-    data_dir: Path, runtime: ProcessRuntime, seed: int
-) -> None:
-    """Whenever the starter is killed: the next process lists what it started, and nothing else runs."""
-    await asyncio.to_thread(kill_while_starting, data_dir, random.Random(seed).uniform(0, 0.05))
-    servers = await runtime.list()  # first: what is between its fork and its exec isn't marked yet
-    assert servers
-    assert {server.pid for server in servers} == await asyncio.to_thread(marked, data_dir)
-    await asyncio.gather(*(runtime.stop(server, 0) for server in servers))
-    assert await asyncio.to_thread(marked, data_dir) == set()
-    assert records_in(data_dir) == []

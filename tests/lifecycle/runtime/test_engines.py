@@ -108,6 +108,41 @@ def test_gguf_sources_are_told_apart(text: str, arguments: list[str]) -> None:
     assert source(text) == arguments
 
 
+def test_in_a_container_commands_are_the_images_own() -> None:
+    """Cards aren't named by number there, paths are the container's, and images bring their program."""
+    placement = Placement("0.0.0.0", 8000, CARDS[:1], 10240)
+    vllm = replace(VLLM, image="vllm:1", source="~/x", env={"A": "1"})
+    made = VllmEngine({"HF_TOKEN": "t"}, gpu=False).command(vllm, placement)
+    assert made.argv[:7] == ("vllm", "serve", "~/x", "--host", "0.0.0.0", "--port", "8000")
+    assert made.env == {"HF_TOKEN": "t", "A": "1"}
+    assert (made.hub, made.image_entrypoint) == (True, False)
+    gguf = Model("m", engine="llamacpp", source="/models/x.gguf", image="llama:1")
+    made = LlamaCppEngine({}).command(gguf, placement)
+    assert made.argv[:4] == ("-m", "/models/x.gguf", "--host", "0.0.0.0")
+    assert (made.hub, made.image_entrypoint) == (True, True)
+    made = LlamaCppEngine({}).command(replace(gguf, executable="/opt/server"), placement)
+    assert (made.argv[0], made.image_entrypoint) == ("/opt/server", False)
+    made = ENGINES["command"].command(Model("c", command=("srv", "{port}"), image="i"), placement)
+    assert (made.argv, made.env, made.hub, made.image_entrypoint) == (("srv", "8000"), {}, False, False)
+
+
+@pytest.mark.parametrize("engine", ["command", "vllm", "llamacpp"])
+def test_a_signature_changes_with_image_and_volumes(engine: str) -> None:
+    """Another image is another server; a process has none, and its signature is what it ever was."""
+    plain = Model("m", engine=engine, source="s", command=("a",))
+    contained = replace(plain, image="i:1")
+    signatures = {
+        ENGINES[engine].signature(model)
+        for model in (
+            plain,
+            contained,
+            replace(contained, image="i:2"),
+            replace(contained, volumes=("a:/a",)),
+        )
+    }
+    assert len(signatures) == 4
+
+
 def test_external_servers_have_no_command() -> None:
     """What runs elsewhere is never started."""
     with pytest.raises(ValueError, match="runs elsewhere"):

@@ -39,6 +39,7 @@ from tidegate_lifecycle import logs
             "ModuleNotFoundError: No module named 'flash_attn'",
             "a program's module is missing (ModuleNotFoundError",
         ),
+        ("[FATAL tini (7)] exec vllm failed: No such file or directory", "the program was not found in the"),
         ("OSError: [Errno 98] Address already in use", "the port is taken by another program"),
         (
             "Please pass the argument `trust_remote_code=True` to allow custom code",

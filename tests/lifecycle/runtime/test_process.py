@@ -1,4 +1,4 @@
-"""The process runtime: starting, ending and watching real processes of this process' own."""
+"""What is the process runtime's own, beside what all runtimes do (test_conformance.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -76,34 +75,6 @@ time.sleep(600)
     await runtime.close()
 
 
-async def test_stop_ends_a_server_that_listens_to_sigterm_without_waiting_for_the_grace(
-    runtime: ProcessRuntime, spec: Spec
-) -> None:
-    """A server that ends when asked is gone long before its grace is over, and its record with it."""
-    server = await runtime.start(spec(SLEEP))
-    begun = time.monotonic()
-    await runtime.stop(server, 60)
-    assert time.monotonic() - begun < 5
-    assert not runs(server.pid)
-    assert await server.exited() == "signal 15"
-    assert await runtime.list() == []
-    assert records_in(runtime._data_dir) == []
-
-
-async def test_stop_kills_a_stubborn_server_with_all_its_children(
-    runtime: ProcessRuntime, spec: Spec
-) -> None:
-    """After the grace everything that the server started is killed, be it in its session or not."""
-    server = await runtime.start(spec(STUBBORN))
-    pids = [int(pid) for pid in (await lines_of(runtime, server.model, 1))[0].split()[1:]]
-    assert all(runs(pid) for pid in pids)
-    begun = time.monotonic()
-    await runtime.stop(server, 0.5)
-    assert 0.4 < time.monotonic() - begun < 10
-    assert not any(runs(pid) for pid in [server.pid, *pids])
-    assert await server.exited() == "signal 9"
-
-
 async def test_what_a_crashed_server_leaves_behind_is_ended(runtime: ProcessRuntime, spec: Spec) -> None:
     """Children of a server that died by itself are ended by stop."""
     server = await runtime.start(spec(STUBBORN))
@@ -114,69 +85,9 @@ async def test_what_a_crashed_server_leaves_behind_is_ended(runtime: ProcessRunt
     assert not any(runs(pid) for pid in pids)
 
 
-async def test_two_stops_are_one_and_the_second_may_hasten(runtime: ProcessRuntime, spec: Spec) -> None:
-    """A second stop joins the first; one with a shorter grace hastens it; a later one finds nothing."""
-    server = await runtime.start(spec(STUBBORN))
-    await lines_of(runtime, server.model, 1)
-    patient = asyncio.create_task(runtime.stop(server, 600))
-    longer = asyncio.create_task(runtime.stop(server, 900))
-    done, _ = await asyncio.wait({patient, longer}, timeout=0.3)
-    assert not done
-    await asyncio.wait_for(runtime.stop(server, 0), 10)
-    await asyncio.wait_for(asyncio.gather(patient, longer), 1)
-    await runtime.stop(server, 0)
-    assert not runs(server.pid)
-
-
-async def test_a_cancelled_stop_is_carried_out_all_the_same(runtime: ProcessRuntime, spec: Spec) -> None:
-    """Whoever loses patience with a stop doesn't leave the server running."""
-    server = await runtime.start(spec(SLEEP))
-    task = asyncio.create_task(runtime.stop(server, 5))
-    await asyncio.sleep(0)
-    task.cancel()
-    assert await in_time(server.exited(), 6)
-    await runtime.stop(server, 0)
-    assert await runtime.list() == []
-
-
-async def test_a_cancelled_start_leaves_nothing_running(tmp_path: Path, spec: Spec) -> None:
-    """When the caller of start is cancelled, nobody has the handle: the runtime ends what it started."""
-    runtime = ProcessRuntime(tmp_path / "data")
-    await runtime.open()
-    wanted = spec(SLEEP)
-    task = asyncio.create_task(runtime.start(wanted))
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await runtime.close()
-    mark = f"{VARIABLE}={wanted.instance_id}"
-    assert not await asyncio.to_thread(environments_with, mark)
-    assert records_in(runtime._data_dir) == []
-
-
-async def test_the_end_of_a_server_is_seen_at_once_with_its_status(
-    runtime: ProcessRuntime, spec: Spec
-) -> None:
-    """Every waiter learns within a second that a server has ended, and how; a cancelled waiter harms none."""
-    server = await runtime.start(spec("import sys; sys.stdin.read(); print('bye'); sys.exit(3)"))
-    first, second = (asyncio.create_task(server.exited()) for _ in range(2))
-    await asyncio.sleep(0)
-    first.cancel()
-    assert await in_time(second, 5) == "exit status 3"
-    assert await in_time(server.exited(), 1) == "exit status 3"
-    assert await runtime.tail(server.model, 10) == ["bye"]
-    assert await runtime.list() == []
-    sleeper = await runtime.start(spec(SLEEP))
-    os.kill(sleeper.pid, signal.SIGKILL)
-    assert await in_time(sleeper.exited(), 1) == "signal 9"
-
-
 @pytest.mark.parametrize(
     ("argv", "cwd", "words"),
     [
-        (("no-such-program-x",), None, "the program no-such-program-x was not found"),
-        (("/nowhere/secret/server",), None, "the program server was not found"),
         ((sys.executable,), Path("/nowhere/secret"), "the working directory was not found"),
         (("/etc/passwd",), None, "the program passwd may not be run"),
         (("python3", "a\0b"), None, "the program python3 can't be started: invalid command"),
@@ -219,20 +130,6 @@ while True:
     assert numbers == sorted(numbers)
     assert len(numbers) == 49
     assert runs(server.pid)
-
-
-async def test_a_log_can_be_followed_over_a_restart_of_its_model(runtime: ProcessRuntime, spec: Spec) -> None:
-    """Following begins at the end, gives whole lines once, and goes on with the next instance's log."""
-    server = await runtime.start(spec("print('old'); import time; time.sleep(600)"))
-    await lines_of(runtime, server.model, 1)
-    lines, offset = await runtime.log_since(server.model, None)
-    assert lines == []
-    await runtime.stop(server, 0)
-    await runtime.start(spec("print('one'); print('two'); import time; time.sleep(600)"))
-    await lines_of(runtime, server.model, 2)
-    lines, offset = await runtime.log_since(server.model, offset)
-    assert lines == ["one", "two"]
-    assert (await runtime.log_since(server.model, offset))[0] == []
 
 
 async def test_old_logs_are_dropped_but_the_newest_few(runtime: ProcessRuntime, spec: Spec) -> None:

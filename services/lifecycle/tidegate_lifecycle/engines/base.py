@@ -27,6 +27,10 @@ class Command:
     """An argument vector, never seen by a shell."""
     env: Mapping[str, str]
     """Added to the base environment."""
+    hub: bool = False
+    """It loads from the hub: in a container it gets the hub's cache."""
+    image_entrypoint: bool = False
+    """In a container: `argv` are arguments for the image's own entrypoint, not a whole command."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,16 @@ def owned(engine: Engine, extra_args: Iterable[str]) -> list[str]:
 
 def visible_devices(model: Model, placement: Placement) -> dict[str, str]:
     """The model's environment, with the cards that it may see; declared ones can't be named to CUDA."""
+    if model.image:  # a container has no other cards, and there they are numbered anew
+        return dict(model.env)
     names = [device.visible_as for device in placement.devices]
     cards = {"CUDA_VISIBLE_DEVICES": ",".join(names)} if names and all(names) else {}
     return {**model.env, **cards}
+
+
+def in_image(model: Model) -> dict[str, object]:
+    """What shapes a server in a container beside its command, for its signature; a process has none of it."""
+    return {"image": model.image, "volumes": list(model.volumes)} if model.image else {}
 
 
 def hub_environment(environ: Mapping[str, str]) -> dict[str, str]:

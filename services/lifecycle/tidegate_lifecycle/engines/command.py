@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tidegate_lifecycle.catalog import Model, digest
-from tidegate_lifecycle.engines.base import READY_TIMEOUT, Command, Placement, visible_devices
+from tidegate_lifecycle.engines.base import READY_TIMEOUT, Command, Placement, in_image, visible_devices
 from tidegate_lifecycle.probes import Health, Probe
 
 _PLACEHOLDER = re.compile(r"\{(port|name|devices)\}")
@@ -19,7 +19,10 @@ class CommandEngine:
     stop_grace = 10.0
 
     def command(self, model: Model, placement: Placement) -> Command:
-        """The command as given, filled in, followed by `extra_args`. {devices} are ids, with commas."""
+        """The command as given, filled in, followed by `extra_args`. {devices} are ids, with commas.
+
+        In a container it is the whole command: the image's own entrypoint isn't used.
+        """
         values = {
             "port": str(placement.port),
             "name": model.served_name,
@@ -32,7 +35,7 @@ class CommandEngine:
     def signature(self, model: Model) -> str:
         """The command, its environment, and the name that it is told."""
         shape = [self.name, *model.command, *model.extra_args]
-        return digest({"argv": shape, "env": dict(model.env), "name": model.served_name})
+        return digest({"argv": shape, "env": dict(model.env), "name": model.served_name, **in_image(model)})
 
     def default_slots(self, model: Model) -> int | None:
         """Nothing is known of it."""

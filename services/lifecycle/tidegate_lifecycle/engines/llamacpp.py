@@ -11,6 +11,7 @@ from tidegate_lifecycle.engines.base import (
     Command,
     Placement,
     hub_environment,
+    in_image,
     visible_devices,
 )
 from tidegate_lifecycle.probes import Health, Probe
@@ -33,8 +34,14 @@ class LlamaCppEngine:
         self._environ = environ
 
     def command(self, model: Model, placement: Placement) -> Command:
-        """All layers go to the card when there is a real one; on declared ones llama.cpp decides."""
-        argv = [model.executable or "llama-server", *source(model.source)]
+        """All layers go to the card when there is a real one; on declared ones llama.cpp decides.
+
+        In a container without `executable` the image's own entrypoint is the server: images have it at
+        places that no PATH names.
+        """
+        image_entrypoint = bool(model.image) and not model.executable
+        program = [] if image_entrypoint else [model.executable or "llama-server"]
+        argv = [*program, *source(model.source)]
         argv += ["--host", placement.host, "--port", str(placement.port), "--alias", model.served_name]
         argv += [*_options(model), "--metrics"]
         if placement.devices and all(device.visible_as for device in placement.devices):
@@ -42,12 +49,15 @@ class LlamaCppEngine:
         return Command(
             (*argv, *model.extra_args),
             {**hub_environment(self._environ), **visible_devices(model, placement)},
+            hub=True,
+            image_entrypoint=image_entrypoint,
         )
 
     def signature(self, model: Model) -> str:
         """All that reaches the command line or its environment, where it runs aside."""
         argv = [model.executable or "llama-server", model.source, *_options(model), *model.extra_args]
-        return digest({"engine": self.name, "argv": argv, "name": model.served_name, "env": dict(model.env)})
+        shape = {"engine": self.name, "argv": argv, "name": model.served_name, "env": dict(model.env)}
+        return digest({**shape, **in_image(model)})
 
     def default_slots(self, model: Model) -> int | None:
         """As many as it runs at once."""

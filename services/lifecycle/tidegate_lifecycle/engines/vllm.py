@@ -1,4 +1,4 @@
-"""vLLM, started from a local executable."""
+"""vLLM, from a local executable or an image."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tidegate_lifecycle.engines.base import (
     Command,
     Placement,
     hub_environment,
+    in_image,
     visible_devices,
 )
 from tidegate_lifecycle.probes import Health, Probe
@@ -46,7 +47,8 @@ class VllmEngine:
 
     def command(self, model: Model, placement: Placement) -> Command:
         """It serves the model's name, its aliases and its upstream name, so that no body is rewritten."""
-        source = os.path.expanduser(model.source) if model.source.startswith("~") else model.source
+        local = model.source.startswith("~") and not model.image
+        source = os.path.expanduser(model.source) if local else model.source
         argv = [model.executable or "vllm", "serve", source]
         argv += ["--host", placement.host, "--port", str(placement.port)]
         argv += ["--served-model-name", *_names(model)]
@@ -61,6 +63,7 @@ class VllmEngine:
         return Command(
             (*argv, *model.extra_args),
             {**hub_environment(self._environ), **visible_devices(model, placement)},
+            hub=True,
         )
 
     def signature(self, model: Model) -> str:
@@ -68,7 +71,7 @@ class VllmEngine:
         memory = [model.vram_mib, model.vram_share, model.tensor_parallel_size]
         argv = [model.executable or "vllm", model.source, *_options(model), *model.extra_args]
         shape = {"engine": self.name, "argv": argv, "names": _names(model), "memory": memory}
-        return digest({**shape, "env": dict(model.env)})
+        return digest({**shape, "env": dict(model.env), **in_image(model)})
 
     def default_slots(self, model: Model) -> int | None:
         """Two more than it runs at once: the next ones are at hand when a sequence ends."""

@@ -35,6 +35,16 @@ class StartSpec:
     device_ids: tuple[str, ...]
     reserved_mib: int
     """Memory reserved for it on each of its devices, in MiB."""
+    image: str = ""
+    """Containers: the image that it runs in."""
+    image_entrypoint: bool = False
+    """Containers: `argv` are arguments for the image's own entrypoint, not a whole command."""
+    volumes: tuple[str, ...] = ()
+    """Containers: `SOURCE:TARGET[:ro]`; paths are relative to `cwd`."""
+    cards: tuple[str, ...] = ()
+    """Containers: how the driver names its devices; empty = declared ones, which nobody can hand over."""
+    hub: bool = False
+    """Containers: it loads from the hub, so that it gets the hub's cache."""
 
     @property
     def address(self) -> str:
@@ -112,7 +122,7 @@ class Runtime(Protocol):
         """Starts a server; StartFailed when it can't even begin.
 
         A kill -9 of this process at any instant leaves no server that the next `list` doesn't find. When
-        the caller is cancelled, what was started is stopped.
+        the caller is cancelled, what was started is stopped first.
         """
 
     async def mark_ready(self, server: Server) -> None:

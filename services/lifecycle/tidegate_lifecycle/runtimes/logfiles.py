@@ -107,8 +107,12 @@ def _tail(path: Path, lines: int) -> list[str]:
 
 def _lines(data: bytes) -> list[str]:
     text = data.lstrip(b"\0").decode("utf-8", "replace")
-    # A progress bar goes back with \r; what it showed last is its line.
-    return [line.rstrip("\r").rsplit("\r", 1)[-1][:_LINE_LIMIT] for line in text.split("\n")[: _count(text)]]
+    return [shown(line) for line in text.split("\n")[: _count(text)]]
+
+
+def shown(line: str) -> str:
+    """A line as a terminal shows it: a progress bar goes back with \\r, what it showed last is its line."""
+    return line.rstrip("\r").rsplit("\r", 1)[-1][:_LINE_LIMIT]
 
 
 def _count(text: str) -> int:
@@ -126,11 +130,11 @@ class LogFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def create(self, model: str, instance_id: str) -> Path:
-        """The path for a new instance's log, in a folder that exists."""
+    def create(self, model: str, instance_id: str, at: float | None = None) -> Path:
+        """The path for an instance's log, in a folder that exists; `at`: its start, now when not given."""
         folder = self.folder / file_name(model)
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{time.time_ns() // 1_000_000:013d}-{file_name(instance_id)}.log"
+        return folder / f"{int((time.time() if at is None else at) * 1000):013d}-{file_name(instance_id)}.log"
 
     def tail(self, model: str, lines: int) -> list[str]:
         """The last lines of the model's newest log."""

@@ -15,7 +15,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from tidegate_lifecycle.runtimes import family, launch, logfiles, procfs
 from tidegate_lifecycle.runtimes.base import Lines, Server, Servers, StartFailed, StartSpec
 from tidegate_lifecycle.runtimes.ports import Ports
 from tidegate_lifecycle.runtimes.records import Record, Records
+from tidegate_lifecycle.runtimes.stopping import Stopping, Stops
 
 log = structlog.get_logger("tidegate.runtime")
 
@@ -89,16 +90,6 @@ class ProcessServer:
         return await asyncio.shield(self.ended)
 
 
-@dataclass
-class _Stopping:
-    """A stop that is under way."""
-
-    kill_at: float
-    """When patience ends, on the loop's clock."""
-    hasten: asyncio.Event
-    task: asyncio.Task[None] | None = None
-
-
 class ProcessRuntime:
     """Starts model servers as local processes; see `Runtime`."""
 
@@ -113,7 +104,7 @@ class ProcessRuntime:
         self._servers: dict[str, ProcessServer] = {}
         self._pidfds: dict[str, int] = {}
         self._starting: set[str] = set()
-        self._stopping: dict[str, _Stopping] = {}
+        self._stops = Stops()
         self._tasks: set[asyncio.Task[None]] = set()
         self._bounding: asyncio.Task[None] | None = None
 
@@ -133,6 +124,7 @@ class ProcessRuntime:
             await asyncio.wait([self._bounding])
         while self._tasks:
             await asyncio.wait(self._tasks)
+        await self._stops.finish()
         for instance_id in list(self._pidfds):
             self._unwatch(instance_id)
         await asyncio.to_thread(self._hand.shutdown)
@@ -153,7 +145,7 @@ class ProcessRuntime:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._spawn(self._abandon(task))
+            await asyncio.shield(self._spawn(self._abandon(task)))
             raise
 
     async def _start(self, spec: StartSpec) -> ProcessServer:
@@ -231,7 +223,7 @@ class ProcessRuntime:
     async def mark_ready(self, server: Server) -> None:
         """Writes it into the record, unless the server is being stopped."""
         own = self._servers.get(server.instance_id)
-        if own is None or own.was_ready or own.instance_id in self._stopping:
+        if own is None or own.was_ready or own.instance_id in self._stops:
             return
         own.record = replace(own.record, ready=True)
         try:
@@ -280,26 +272,16 @@ class ProcessRuntime:
     async def stop(self, server: Server, grace: float) -> None:
         """See `Runtime.stop`. The work is a task of its own: a cancelled caller doesn't undo it."""
         own = self._servers.get(server.instance_id)
-        if own is None:
-            return
-        kill_at = asyncio.get_running_loop().time() + grace
-        stopping = self._stopping.get(own.instance_id)
-        if stopping is None:
-            stopping = self._stopping[own.instance_id] = _Stopping(kill_at, asyncio.Event())
-            stopping.task = self._spawn(self._end(own, stopping))
-        elif kill_at < stopping.kill_at:
-            stopping.kill_at = kill_at
-            stopping.hasten.set()
-        assert stopping.task is not None
-        await asyncio.shield(stopping.task)
+        if own is not None:
+            await self._stops.join(own.instance_id, grace, lambda stopping: self._end(own, stopping))
 
-    async def _end(self, server: ProcessServer, stopping: _Stopping) -> None:
+    async def _end(self, server: ProcessServer, stopping: Stopping) -> None:
         """1. ask; 2. wait for the server, then for its children; 3. kill; 4. forget when all is gone."""
         loop = asyncio.get_running_loop()
         kin = await asyncio.to_thread(family.members, server.record)
         if stopping.kill_at > loop.time():
             await asyncio.to_thread(family.ask, server.record, kin)  # 1
-            await self._wait(server, stopping)  # 2
+            await stopping.wait(server.ended)  # 2
         stopping.kill_at = min(stopping.kill_at, loop.time() + LEFTOVER_GRACE)
         pause, said = 0.01, loop.time()
         while kin := await asyncio.to_thread(family.members, server.record, kin):
@@ -312,20 +294,6 @@ class ProcessRuntime:
             pause = min(pause * 1.5, 0.25)
         await self._forget(server)  # 4
 
-    async def _wait(self, server: ProcessServer, stopping: _Stopping) -> None:
-        """Until the server ends or its grace does, which a second caller may shorten."""
-        loop = asyncio.get_running_loop()
-        while not server.ended.done() and loop.time() < stopping.kill_at:
-            ended = asyncio.ensure_future(server.exited())
-            hastened = asyncio.ensure_future(stopping.hasten.wait())
-            try:
-                left = stopping.kill_at - loop.time()
-                await asyncio.wait((ended, hastened), timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                ended.cancel()
-                hastened.cancel()
-            stopping.hasten.clear()
-
     async def _forget(self, server: ProcessServer) -> None:
         """All of it is dead; the pidfd of a child that is to be waited for says so any moment."""
         await asyncio.wait({server.ended}, timeout=5)
@@ -336,7 +304,6 @@ class ProcessRuntime:
         except OSError as error:  # a record without a process is swept by the next `list` of a new process
             log.warning("record.unremovable", instance=server.instance_id, error=error.strerror)
         self._servers.pop(server.instance_id, None)
-        self._stopping.pop(server.instance_id, None)
         log.info("server.gone", instance=server.instance_id, how=server.ended.result())
 
     # Logs

@@ -1,0 +1,1 @@
+"""Model servers as containers of the local Docker engine."""
