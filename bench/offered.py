@@ -111,13 +111,15 @@ class _Connection(asyncio.Protocol):
         self._loop = loop
         self._buffer = b""
         self._asked: tuple[str, float, int] | None = None
+        self._message = b""
+        self._used = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
     def send(self, message: bytes, tenant: str, due: float, tokens: int) -> None:
         """Sends a request."""
-        self._asked = (tenant, due, tokens)
+        self._asked, self._message = (tenant, due, tokens), message
         self.transport.write(message)
 
     def data_received(self, data: bytes) -> None:
@@ -126,14 +128,18 @@ class _Connection(asyncio.Protocol):
         length = _LENGTH.search(head) if found else None
         if not found or (length is not None and len(rest) < int(length[1])):
             return
-        self._buffer = b""
+        self._buffer, self._used = b"", True
         self._over(int(head[9:12]))
         self._loop.idle.append(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self in self._loop.idle:
             self._loop.idle.remove(self)
-        self._over(0)
+        if self._asked is not None and self._used and not self._buffer:
+            # A kept connection that is closed in the moment of its use (after 30 s): every client tries again.
+            self._loop.send_on_new(self._message, *self._asked)
+        else:
+            self._over(0)
 
     def _over(self, status: int) -> None:
         asked, self._asked = self._asked, None
@@ -153,6 +159,7 @@ class _Loop:
         self._open = 0
         self._answers: list[Answer] = []
         self._done = asyncio.Event()
+        self._late: set[asyncio.Task[None]] = set()
         self._messages: dict[tuple[str, int, str], bytes] = {}
 
     def now(self) -> float:
@@ -172,7 +179,6 @@ class _Loop:
             self.idle.append(await self._connect())
         self._open = len(plan)
         self._began = time.monotonic()
-        late: set[asyncio.Task[None]] = set()
         for due, tenant, tokens, model in plan:
             if due > self.now():
                 await asyncio.sleep(due - self.now())
@@ -180,14 +186,18 @@ class _Loop:
             if self.idle:
                 self.idle.popleft().send(message, tenant, due, tokens)
             else:
-                task = asyncio.create_task(self._send_on_new(message, tenant, due, tokens))
-                late.add(task)
-                task.add_done_callback(late.discard)
+                self.send_on_new(message, tenant, due, tokens)
         async with asyncio.timeout(PATIENCE):
             await self._done.wait()
         for connection in list(self.idle):
             connection.transport.abort()
         return self._answers
+
+    def send_on_new(self, message: bytes, tenant: str, due: float, tokens: int) -> None:
+        """Sends a request as soon as a connection more is open."""
+        task = asyncio.create_task(self._send_on_new(message, tenant, due, tokens))
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
 
     async def _send_on_new(self, message: bytes, tenant: str, due: float, tokens: int) -> None:
         try:
