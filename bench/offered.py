@@ -136,7 +136,7 @@ class _Connection(asyncio.Protocol):
         if self in self._loop.idle:
             self._loop.idle.remove(self)
         if self._asked is not None and self._used and not self._buffer:
-            # A kept connection that is closed in the moment of its use (after 30 s): every client tries again.
+            # A kept connection that is closed in the moment of its use (after 30 s): clients try again.
             self._loop.send_on_new(self._message, *self._asked)
         else:
             self._over(0)
