@@ -10,7 +10,7 @@ from collections import Counter
 
 from bench.client import quantile
 from bench.machine import address, cpu, gateway, model, peak, rss
-from bench.offered import Load, Offer
+from bench.offered import Answer, Load, Offer
 from bench.table import Table, mib, ms
 
 SLOTS = 8
@@ -47,16 +47,33 @@ def run(seconds: float) -> None:
         last = {name: rss(pid) for name, pid in pids.items()}
         used = {name: cpu(pid) - used[name] for name, pid in pids.items()}
         most = peak(server)
-    served = [answer for answer in answers if answer.status == 200]
-    refused = [answer.seconds for answer in answers if answer.status in _REFUSALS]
-    within = [answer for answer in served if WARM <= answer.due + answer.seconds < seconds]
-    goodput = len(within) / (seconds - WARM)
     table = Table(
         f"Overload: {SLOTS} slots × {SERVICE} s, {TIMES * capacity:.0f} requests/s for {seconds:.0f} s",
         "what",
         "measured",
         "",
     )
+    _judge(table, answers, capacity, seconds)
+    table.row("at once on the model server", most, f"{SLOTS} slots", target=f"≤ {SLOTS}", met=most <= SLOTS)
+    for name in pids:
+        growth = last[name] / third[name]
+        table.row(
+            f"memory of {name}",
+            f"{growth:.3f} of that after a third",
+            f"{mib(third[name])} → {mib(last[name])}",
+            target=f"≤ {GROWTH}",
+            met=growth <= GROWTH,
+        )
+    for name, busy in used.items():
+        table.row(f"processor, {name}", f"{busy / len(answers) * 10_000:.2f} s per 10,000", "")
+
+
+def _judge(table: Table, answers: list[Answer], capacity: float, seconds: float) -> None:
+    """What became of the requests."""
+    served = [answer for answer in answers if answer.status == 200]
+    refused = [answer.seconds for answer in answers if answer.status in _REFUSALS]
+    within = [answer for answer in served if WARM <= answer.due + answer.seconds < seconds]
+    goodput = len(within) / (seconds - WARM)
     statuses = Counter(answer.status for answer in answers)
     said = ", ".join(f"{count} × {status or 'nothing'}" for status, count in sorted(statuses.items()))
     table.row("asked", len(answers), said)
@@ -82,15 +99,3 @@ def run(seconds: float) -> None:
         target="0",
         met=len(answers) == len(served) + len(refused),
     )
-    table.row("at once on the model server", most, f"{SLOTS} slots", target=f"≤ {SLOTS}", met=most <= SLOTS)
-    for name in pids:
-        growth = last[name] / third[name]
-        table.row(
-            f"memory of {name}",
-            f"{growth:.3f} of that after a third",
-            f"{mib(third[name])} → {mib(last[name])}",
-            target=f"≤ {GROWTH}",
-            met=growth <= GROWTH,
-        )
-    for name, busy in used.items():
-        table.row(f"processor, {name}", f"{busy / len(answers) * 10_000:.2f} s per 10,000", "")

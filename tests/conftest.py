@@ -14,7 +14,7 @@ from tests.support.depth import SLOW
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run what takes minutes")
-    parser.addoption("--seed", type=int, help="the simulation runs with this seed alone")
+    parser.addoption("--seed", type=int, help="randomised tests run with this seed alone")
     parser.addoption("--no-skips", action="store_true", help="a skip for something missing is a failure")
 
 

@@ -29,6 +29,13 @@ def gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
 
 
 @pytest.fixture
+def one(running: Apart) -> Apart:
+    """The services that a file's tests share (its own `running`), with counts that begin at nothing."""
+    running.mark()
+    return running
+
+
+@pytest.fixture
 def services(tmp_path: Path) -> Iterator[Callable[..., Apart]]:
     """Makes the services apart, with proxies between them; each is stopped at the end."""
     made: list[Apart] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from collections import Counter
@@ -83,10 +82,13 @@ class Watch:
 @pytest.mark.parametrize(
     "total", [4_000, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
-def test_requests_cancelled_at_random_points_leave_nothing(gateway: Make, total: int) -> None:
+def test_requests_cancelled_at_random_points_leave_nothing(
+    gateway: Make, total: int, request: pytest.FixtureRequest
+) -> None:
     """Cancelled while queued, loading, before the first byte, in mid-stream and at the last byte: each is
     answered or cut once; books, gauges, the servers' own ledgers and the kernel know of nothing left."""
-    seed = int(os.environ.get("TIDEGATE_TEST_SEED", random.randrange(2**32)))
+    given = request.config.getoption("--seed")
+    seed = random.randrange(2**32) if given is None else given
     metrics = f"127.0.0.1:{free_port()}"
     one = gateway(
         _models(),

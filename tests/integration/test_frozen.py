@@ -30,13 +30,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
         one.close()
 
 
-@pytest.fixture
-def one(running: Apart) -> Apart:
-    """The same, with counts that begin at nothing."""
-    running.mark()
-    return running
-
-
 def restless(rng: random.Random) -> Ask:
     """A short request for one of two models; every third client goes away at whatever moment."""
     leave = Leave(seconds=rng.uniform(0, 1), how=rng.choice(["close", "reset"]))

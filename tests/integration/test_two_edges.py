@@ -29,13 +29,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
         one.close()
 
 
-@pytest.fixture
-def one(running: Apart) -> Apart:
-    """The same, with counts that begin at nothing."""
-    running.mark()
-    return running
-
-
 def short(rng: random.Random) -> Ask:
     """A request that takes a tenth of a second or so."""
     return Ask("a", rng.randrange(1, 5), stream=rng.random() < 0.5)

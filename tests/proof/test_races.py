@@ -1,14 +1,13 @@
 """Races between an edge's session and admission: the services' own code, thousands of orders of events.
 
 Each seed is one order: of the loop's ready callbacks, of delays on the wire, of what the actors do and when.
-A failure names its race and seed: `TIDEGATE_SEED=1234 .venv/bin/pytest tests/proof/test_races.py -k revoke`
+A failure names its race and seed: `.venv/bin/pytest tests/proof/test_races.py -k revoke --seed 1234`
 runs that one alone, the same every time. `--slow` runs twenty times as many.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Awaitable, Callable
 from unittest import mock
@@ -302,17 +301,15 @@ async def _play(name: str) -> tuple[int, float]:
 @pytest.mark.parametrize("name", RACES)
 def test_no_order_of_events_leaks_anything(name: str, request: pytest.FixtureRequest) -> None:
     """Whatever order: the books agree at every step, each ticket ends once, all is free in the end."""
-    said = os.environ.get("TIDEGATE_SEED")
-    seeds = [int(said)] if said else range(SEEDS * (20 if request.config.getoption("--slow") else 1))
+    given = request.config.getoption("--seed")
+    seeds = [given] if given is not None else range(SEEDS * (20 if request.config.getoption("--slow") else 1))
     for seed in seeds:
         loop = ShuffleLoop(seed)
         try:
             run(loop, _play(name))
             assert not loop.errors, loop.errors
         except BaseException as error:
-            raise AssertionError(
-                f"{name} fails with seed {seed}; run it with TIDEGATE_SEED={seed}: {error}"
-            ) from error
+            raise AssertionError(f"{name} fails; run it alone with --seed {seed}: {error}") from error
 
 
 def test_a_seed_is_the_same_run_every_time() -> None:

@@ -99,7 +99,5 @@ class Outlook:
     def _serving(self, now: float) -> int:
         """Slots that are granted on now; with none, those that are to be expected."""
         slots = self._slots.values()
-        now_serving = sum([slot.effective(now, False) for slot in slots])
-        return (
-            now_serving or sum([slot.bound(now) for slot in slots if slot.state in MAY_SERVE]) or self._usual
-        )
+        serving = sum([slot.effective(now, False) for slot in slots])
+        return serving or sum([slot.bound(now) for slot in slots if slot.state in MAY_SERVE]) or self._usual

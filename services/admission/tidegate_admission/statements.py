@@ -15,7 +15,8 @@ from tidegate_admission.session import Differences, Held, Hello, Outbox, Session
 from tidegate_admission.ticket import Id, LeaseEnd, QueueView, Reason, Refusal, Ticket, TicketEnd
 
 ENDED_KEPT = 900.0
-"""Seconds for which such a lease is remembered: longer than an edge can be cut off and still hold it."""
+"""Seconds for which a lease that was revoked or expired is remembered: longer than an edge that is cut off
+holds it by default (`edge.control_grace`, which admission doesn't know)."""
 
 
 class Statements:

@@ -154,7 +154,7 @@ class Stream:
                     raise self._end
                 if (
                     reader.cancelled()
-                ):  # as an error: of a cancelled handler grpc.aio tells its client nothing
+                ):  # in grpc.aio a cancelled handler tells its client nothing
                     raise Refused(grpc.StatusCode.ABORTED, "REASON_UNAVAILABLE", "the stream's reader ended")
                 if reader.done():
                     reader.result()

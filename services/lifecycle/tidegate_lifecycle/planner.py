@@ -282,9 +282,8 @@ class _Planner:
         gated = any(self.ledger.gated(card) for card in chosen.devices)
         intent = chosen.intent(model.name, begun=False)
         due = self.world.settled and not gated and chosen.free_at <= self.now
-        begin = (
-            due and bool(chosen.victims) and self.ledger.suffices(intent)
-        )  # else it would be dropped again
+        # A drain that doesn't suffice would be taken back by the next plan.
+        begin = due and bool(chosen.victims) and self.ledger.suffices(intent)
         intent = dataclasses.replace(intent, begun=begin)
         self.ledger.intents[model.name] = intent
         if begin:

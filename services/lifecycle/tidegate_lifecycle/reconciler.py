@@ -34,14 +34,10 @@ log = structlog.get_logger("tidegate.reconciler")
 
 TICK = 1.0
 """Seconds between two plans at most: for times that the planner doesn't name."""
-BACK_OFF = (1.0, 60.0)
-"""Seconds: after the first failed start, and at most."""
 FORGIVEN = 600.0
 """Seconds after which failed starts are forgotten."""
 STABLE = 60.0
 """A server that lived so long, in seconds, isn't held against its model when it dies."""
-SHUTDOWN_GRACE = 3.0
-"""Seconds from SIGTERM to SIGKILL when the service stops."""
 
 
 class Reconciler:

@@ -143,9 +143,7 @@ def model_supply(item: ModelView, now: float) -> pb.ModelSupply:
     if item.model.max_queue is not None:
         supply.max_queue = item.model.max_queue
     ready_in = item.ready_in if item.ready_at is None else item.ready_at - now
-    if (
-        ready_in is not None and ready_in > 0
-    ):  # one that takes longer than it should is ready nobody knows when
+    if ready_in is not None and ready_in > 0:  # what takes longer than it should is unknown
         supply.ready_in_ms = millis(ready_in)
         supply.under_way = item.ready_at is not None
     return supply
