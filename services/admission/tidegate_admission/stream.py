@@ -152,9 +152,7 @@ class Stream:
                     yield response
                 if self._end is not None:
                     raise self._end
-                if (
-                    reader.cancelled()
-                ):  # in grpc.aio a cancelled handler tells its client nothing
+                if reader.cancelled():  # in grpc.aio a cancelled handler tells its client nothing
                     raise Refused(grpc.StatusCode.ABORTED, "REASON_UNAVAILABLE", "the stream's reader ended")
                 if reader.done():
                     reader.result()
