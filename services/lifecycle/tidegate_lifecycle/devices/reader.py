@@ -7,7 +7,6 @@ never silently a card without memory.
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,51 +14,21 @@ import structlog
 
 from tidegate_chassis.config import ConfigError, Problem
 from tidegate_lifecycle.catalog import DeviceSpec
+from tidegate_lifecycle.devices.device import Device
+from tidegate_lifecycle.devices.smi import DEADLINE, HostSmi, Unreadable, printable
 
 log = structlog.get_logger("tidegate.devices")
 
-COMMAND = (
-    "nvidia-smi",
+QUERY = (
     "--query-gpu=index,uuid,name,memory.total,memory.used,memory.free",
     "--format=csv,noheader,nounits",
 )
-DEADLINE = 10.0
-"""Seconds that nvidia-smi may take."""
 BACKOFF = (0.5, 1.0)
 """Seconds before the second and the third try."""
 _HELP = (
     "declare the cards under lifecycle.devices, each with id and memory (such as {id: gpu0, memory: 24GiB}),"
     " or make nvidia-smi work here"
 )
-
-
-@dataclass(frozen=True)
-class Device:
-    """A card, with what is known of it. Memory in MiB."""
-
-    id: str
-    pool: str
-    total_mib: int
-    """0 = unknown, and then nothing can be placed there; see `problem`."""
-    budget_mib: int
-    """What may be used of it: total times budget."""
-    index: int | None
-    """The driver's index; None = declared."""
-    uuid: str
-    name: str
-    used_mib: int | None
-    """What the driver says is used now, by anybody; None = unknown."""
-    problem: str = ""
-    """Why it can't be read now; empty = it can, or it is declared."""
-
-    @property
-    def visible_as(self) -> str:
-        """How CUDA_VISIBLE_DEVICES names it; empty for a declared one."""
-        return "" if self.index is None else self.uuid or str(self.index)
-
-
-class Unreadable(Exception):
-    """nvidia-smi gave nothing to go by; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +49,7 @@ class Devices:
     def __init__(
         self, specs: Sequence[DeviceSpec], deadline: float = DEADLINE, backoff: Sequence[float] = BACKOFF
     ) -> None:
+        self._smi = HostSmi()
         self._specs = tuple(specs)
         self._deadline = deadline
         self._backoff = tuple(backoff)
@@ -137,7 +107,7 @@ class Devices:
         return await asyncio.shield(self._reading)
 
     async def _query(self) -> list[_Card]:
-        return parse(await asyncio.to_thread(_run, self._deadline))
+        return parse(await self._smi.ask(*QUERY, deadline=self._deadline))
 
     def _match(self, cards: Sequence[_Card], problems: list[Problem]) -> list[Device]:
         if not self._specs:
@@ -178,7 +148,7 @@ def parse(output: str) -> list[_Card]:
         cards.append(_card(int(index), uuid, ", ".join(name), _number(total), _number(used), _number(free)))
     if not cards:
         first = output.strip().splitlines()[:1]
-        shown = "".join(letter if letter.isprintable() else "?" for letter in "".join(first))[:80]
+        shown = printable("".join(first), 80)
         raise Unreadable(f"nvidia-smi shows no card, but {shown!r}" if shown else "nvidia-smi shows no card")
     if len({card.index for card in cards}) < len(cards):
         raise Unreadable("nvidia-smi shows an index twice")
@@ -215,32 +185,3 @@ def _device(spec: DeviceSpec, card: _Card | None) -> Device:
         problem=card.problem if card else "",
     )
 
-
-def _run(deadline: float) -> str:
-    """Runs nvidia-smi, in a thread. One that hangs in the driver can't even be killed: it is left behind."""
-    try:
-        process = subprocess.Popen(
-            COMMAND,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-    except FileNotFoundError:
-        raise Unreadable("nvidia-smi was not found") from None
-    except OSError as error:
-        raise Unreadable(f"nvidia-smi can't be run: {error.strerror}") from error
-    try:
-        output, _ = process.communicate(timeout=deadline)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        try:
-            process.communicate(timeout=1)
-        except subprocess.TimeoutExpired:
-            log.error("devices.stuck", pid=process.pid)
-        raise Unreadable(f"nvidia-smi gave no answer within {deadline:g} s") from None
-    if process.returncode:
-        first = " ".join(output.split())[:160]
-        raise Unreadable(f"nvidia-smi failed with status {process.returncode}: {first}")
-    return output
