@@ -15,8 +15,10 @@ from tidegate_chassis.config import ConfigError, Problem, effective
 from tidegate_chassis.rpc import Server
 from tidegate_lifecycle import metrics
 from tidegate_lifecycle.adoption import judge
-from tidegate_lifecycle.devices import Devices
+from tidegate_lifecycle.devices import Devices, HostSmi
 from tidegate_lifecycle.fleet import Fleet
+from tidegate_lifecycle.footprints.meter import Meter
+from tidegate_lifecycle.footprints.store import FootprintStore
 from tidegate_lifecycle.keeper import Tools
 from tidegate_lifecycle.link import Link
 from tidegate_lifecycle.messages import DevicesRead, Shutdown
@@ -107,6 +109,10 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
             readings,
             await store.load_times(),
         )
+        kept = FootprintStore(folder)
+        stack.push_async_callback(kept.close)
+        meter = Meter(devices, HostSmi(), runtime, settings.footprints) if readings else None
+        fleet.footprints.open(kept, meter, await kept.load())
         reconciler = Reconciler(fleet)
         servicer = LifecycleServicer(reconciler, runtime)  # type: ignore[abstract]  # the rest is UNIMPLEMENTED
         server = Server(settings.listen, "lifecycle.listen", [SERVICE])

@@ -1,4 +1,5 @@
-"""A SQLite file (WAL, every commit synced) that one thread uses: checked when opened, put aside when damaged."""
+"""A SQLite file (WAL, every commit synced) that one thread uses: checked when opened, put aside when
+damaged."""
 
 from __future__ import annotations
 

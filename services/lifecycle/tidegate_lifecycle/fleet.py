@@ -27,6 +27,7 @@ from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.engines import ENGINES
 from tidegate_lifecycle.engines.base import Placement
 from tidegate_lifecycle.events import Events
+from tidegate_lifecycle.footprints.desk import Desk
 from tidegate_lifecycle.instance import Drain, Instance, InstanceState
 from tidegate_lifecycle.keeper import ExternalKeeper, Keeper, Tools
 from tidegate_lifecycle.link import Link
@@ -78,8 +79,7 @@ class Fleet:
         self.load_times = load_times
         self.estimates: dict[str, Estimate] = {}
         """What the files of a model say that it needs."""
-        self.footprints: dict[str, dict[tuple[str, int], int]] = {}
-        """MiB per card that its servers took as it is configured now, by kind and number of the cards."""
+        self.footprints = Desk(self)
         self.node = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "node"
         self.events = Events()
         self.instances: dict[str, Instance] = {}
@@ -128,7 +128,7 @@ class Fleet:
 
     def need(self, model: Model) -> Need:
         """What one server of it needs, by all that is known."""
-        return need_of(model, self.estimates.get(model.name), self.footprints.get(model.name))
+        return need_of(model, self.estimates.get(model.name), self.footprints.needs().get(model.name))
 
     def cards(self) -> tuple[Card, ...]:
         """The devices as the planner sees them."""
@@ -147,6 +147,7 @@ class Fleet:
             self.devices[device.id] = device
             if device.used_mib is None or self.freed.get(device.id, -math.inf) + SETTLE > began:
                 continue
+            self.footprints.read(device, began)
             ours = sum(i.reserved_mib for i in self.instances.values() if device.id in i.devices)
             self.foreign[device.id] = max(0, device.used_mib - ours)
 
@@ -236,6 +237,7 @@ class Fleet:
             last_used=now,
         )
         self.instances[instance.id] = instance
+        self.footprints.started(instance, now)
         keeper = Keeper(instance.id, model, engine, self.tools)
         self.keepers[instance.id] = keeper
         devices = tuple(self.devices[device] for device in action.devices)
@@ -308,6 +310,7 @@ class Fleet:
             return
         if item.ready:
             instance.to(InstanceState.READY, now)
+            self.footprints.ready(instance)
         metrics.ADOPTED.labels(instance.model).inc()
         self.events.add(now, "adopted", instance.model, instance.id, f"process {server.pid}")
 

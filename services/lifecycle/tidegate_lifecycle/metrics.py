@@ -52,3 +52,31 @@ OVERCOMMITTED = Counter(
     ["device"],
     registry=REGISTRY,
 )
+FOOTPRINT = Gauge(
+    "tidegate_footprint_bytes",
+    "What later starts of a model reserve on each card by its footprints; of several the most, 0 = none.",
+    ["model"],
+    registry=REGISTRY,
+)
+MEASURED = Counter(
+    "tidegate_footprints_measured_total",
+    "Measurements that became a footprint.",
+    ["model"],
+    registry=REGISTRY,
+)
+DISCARDED = Counter(
+    "tidegate_footprints_discarded_total",
+    "Measurements thrown away by reason: changed, gone, implausible, spread, unreadable, no_base, fills.",
+    ["model", "reason"],
+    registry=REGISTRY,
+)
+FOOTPRINT_STORE_FAILURES = Counter(
+    "tidegate_footprint_store_failures_total",
+    "Changes of the footprints that could not be kept.",
+    registry=REGISTRY,
+)
+FOOTPRINT_STORE_REPAIRS = Counter(
+    "tidegate_footprint_store_repairs_total",
+    "Damaged files that were put aside.",
+    registry=REGISTRY,
+)

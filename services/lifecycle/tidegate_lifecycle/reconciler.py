@@ -64,6 +64,7 @@ class Reconciler:
             m.Order: self._order,
             m.Shutdown: self._shutdown,
             m.Broke: self._broke,
+            **fleet.footprints.handlers,
         }
 
     def post(self, message: m.Message) -> None:
@@ -115,6 +116,7 @@ class Reconciler:
         self.fleet.to(instance, InstanceState.READY, now)
         self.fleet.circuits.pop(instance.model, None)
         self.fleet.end_span(instance.id)
+        self.fleet.footprints.ready(instance)
         model = self.fleet.catalog.models[instance.model]
         if not model.external and not instance.adopted:
             took = now - instance.ordered_at
@@ -165,6 +167,7 @@ class Reconciler:
 
     def _gone(self, message: m.Gone, now: float) -> None:
         instance = self.fleet.instances.pop(message.instance_id)
+        self.fleet.footprints.gone(instance.id)
         self.fleet.freed.update(dict.fromkeys(instance.devices, now))
         if instance.state is not InstanceState.STOPPING:
             self.fleet.to(instance, InstanceState.STOPPING, now, "it was told to end")

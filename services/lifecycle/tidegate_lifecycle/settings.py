@@ -24,6 +24,7 @@ from tidegate_lifecycle.catalog import Catalog, DeviceSpec, Model
 from tidegate_lifecycle.docker_settings import IMAGE, VOLUME, DockerSettings
 from tidegate_lifecycle.engines import ENGINES
 from tidegate_lifecycle.engines.base import owned
+from tidegate_lifecycle.footprints.settings import FootprintSettings
 from tidegate_lifecycle.kinds import MIB, Identifier, JsonObject, ListOf, Mapped, Maybe, Vram, VramKind
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
@@ -88,6 +89,9 @@ class LifecycleSettings(Settings):
         description="The hub's cache, mounted into containers of engines vllm and llamacpp; empty = none.",
     )
     docker: DockerSettings = Field(DockerSettings(), description="The docker runtime.")
+    footprints: FootprintSettings = Field(
+        FootprintSettings(), description="How what servers really take is measured."
+    )
     metrics_listen: Annotated[str, Address(unix=False, optional=True)] = Field(
         "", description="Where /metrics is served, host:port; empty = nowhere."
     )

@@ -1247,20 +1247,32 @@ class Footprint(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     AGE_MS_FIELD_NUMBER: _builtins.int
+    CARD_FIELD_NUMBER: _builtins.int
+    DEVICE_COUNT_FIELD_NUMBER: _builtins.int
+    RESERVE_MIB_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model."""
     signature: _builtins.str
-    """Hash of everything that affects memory."""
+    """Hash of everything that affects memory. Empty in an import = the model as it is configured now, on `card`."""
     mib_per_device: _builtins.int
     """Memory per card, in MiB."""
     confidence: _builtins.float
     """0 to 1: how far samples agreed."""
     source: _builtins.str
-    """measured, imported or declared."""
+    """measured or imported."""
     samples: _builtins.int
     """How many samples."""
     age_ms: _builtins.int
     """Time since it was measured, in ms."""
+    card: _builtins.str
+    """Product name of the cards, as the driver has it. Empty in an import without signature = those of its pool."""
+    device_count: _builtins.int
+    """Over how many of them it was spread; 0 in an import = 1."""
+    reserve_mib: _builtins.int
+    """What later starts reserve per card, with a margin, in MiB; 0 in an import = by the margin."""
+    current: _builtins.bool
+    """It holds for the model as it is configured now. Not read in an import."""
     def __init__(
         self,
         *,
@@ -1271,10 +1283,14 @@ class Footprint(_message.Message):
         source: _builtins.str = ...,
         samples: _builtins.int = ...,
         age_ms: _builtins.int = ...,
+        card: _builtins.str = ...,
+        device_count: _builtins.int = ...,
+        reserve_mib: _builtins.int = ...,
+        current: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "confidence", b"confidence", "mib_per_device", b"mib_per_device", "model", b"model", "samples", b"samples", "signature", b"signature", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "card", b"card", "confidence", b"confidence", "current", b"current", "device_count", b"device_count", "mib_per_device", b"mib_per_device", "model", b"model", "reserve_mib", b"reserve_mib", "samples", b"samples", "signature", b"signature", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1287,6 +1303,11 @@ class ImportFootprintsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FOOTPRINTS_FIELD_NUMBER: _builtins.int
+    MEMORY_FOOTPRINTS_JSON_FIELD_NUMBER: _builtins.int
+    memory_footprints_json: _builtins.str
+    """The content of a `memory_footprints.json` of vllm_gateway, at most 1 MiB; empty = none. What was measured
+    under another configuration than the model has now is left out.
+    """
     @_builtins.property
     def footprints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Footprint]:
         """They replace those with the same model and signature."""
@@ -1295,10 +1316,11 @@ class ImportFootprintsRequest(_message.Message):
         self,
         *,
         footprints: _abc.Iterable[Global___Footprint] | None = ...,
+        memory_footprints_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["footprints", b"footprints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["footprints", b"footprints", "memory_footprints_json", b"memory_footprints_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1311,16 +1333,22 @@ class ImportFootprintsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IMPORTED_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     imported: _builtins.int
     """Taken in."""
+    @_builtins.property
+    def left_out(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was not, each with the reason."""
+
     def __init__(
         self,
         *,
         imported: _builtins.int = ...,
+        left_out: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["imported", b"imported"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["imported", b"imported", "left_out", b"left_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1376,7 +1404,7 @@ Global___DeleteFootprintResponse: _TypeAlias = DeleteFootprintResponse  # noqa: 
 
 @_typing.final
 class MeasureFootprintRequest(_message.Message):
-    """Which model."""
+    """Which model. The answer takes as long as the samples do (section `lifecycle.footprints`), and a wait for others."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

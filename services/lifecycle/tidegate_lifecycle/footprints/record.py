@@ -14,8 +14,8 @@ FILLS = frozenset({"vllm"})
 """Engines whose servers take all of the share that they were given."""
 MARGIN = 0.05
 MARGIN_MIB = 256
-"""What later starts reserve beyond what was measured: this share of it, and at least so many MiB. Two starts of
-one server differ a little, and a server that wasn't busy yet takes more later."""
+"""What later starts reserve beyond what was measured: this share of it, and at least so many MiB. Two starts
+of one server differ a little, and a server that wasn't busy yet takes more later."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""What else happens on the cards of a server while it is measured, and what was used before it started. Pure."""
+"""What else happens on the cards of a server while it is measured, and what was used before it started.
+Pure."""
 
 from __future__ import annotations
 
@@ -33,6 +34,12 @@ class Base:
     used: Mapping[str, int]
     others: Others
     began: float
+    """Of the oldest of these readings."""
+
+    def holds(self, around: Others, freed: Mapping[str, float]) -> bool:
+        """Nothing of ours has come, gone, fallen asleep or woken up on its cards since, but the server
+        itself."""
+        return self.others == around and all(freed.get(card, -math.inf) < self.began for card in self.used)
 
 
 def others(cards: Sequence[str], instances: Iterable[Instance], but: str) -> Others:
@@ -87,4 +94,3 @@ def check(
         raise Discarded("changed", f"another server ended on {', '.join(left)} meanwhile")
     if others(instance.devices, instances, instance.id) != before:
         raise Discarded("changed", "the servers on the same card changed meanwhile")
-

@@ -13,8 +13,8 @@ FOREIGN_MIB = 256
 
 
 class Discarded(Exception):
-    """A measurement that is thrown away. `kind` is a label of metrics, `again` says whether a later one of the
-    same server may do better."""
+    """A measurement that is thrown away. `kind` is a label of metrics, `again` says whether a later one of
+    the same server may do better."""
 
     def __init__(self, kind: str, text: str, again: bool = True) -> None:
         super().__init__(text)
@@ -39,7 +39,8 @@ class Taken:
 
     mib: int
     confidence: float
-    """1 = all samples agree; 0 = they differ by as much as their median or more. Of several cards the least."""
+    """1 = all samples agree; 0 = they differ by as much as their median or more. Of several cards the
+    least."""
     samples: int
     """On each card."""
     attributed: bool
@@ -49,8 +50,8 @@ class Taken:
 def verdict(cards: Mapping[str, Sequence[Sample]], base: Mapping[str, int] | None, threshold: float) -> Taken:
     """The median on each card. Discarded when that would be no footprint:
 
-    1. no attribution, and no base from before the start; 2. nothing taken, less than nothing, or more than the
-    card has; 3. others' use moved meanwhile; 4. samples that agree less than `threshold` (0 to 1).
+    1. no attribution, and no base from before the start; 2. nothing taken, less than nothing, or more than
+    the card has; 3. others' use moved meanwhile; 4. samples that agree less than `threshold` (0 to 1).
     """
     attributed = all(sample.own is not None for samples in cards.values() for sample in samples)
     if not attributed and base is None:  # 1
