@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+
+def take(use: Path, cards: list[str], mib: int) -> None:
+    """As vLLM does: a child holds the memory, and ends with its parent."""
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE)
+    for card in cards:
+        (use / f"{card}.{child.pid}").write_text(f"{mib}\n")
 
 
 def main() -> None:
@@ -16,6 +25,9 @@ def main() -> None:
     parser.add_argument("--exit", type=int, default=None, help="end at once with this status")
     parser.add_argument("--exit-until", type=Path, help="end with 3 while this file does not exist")
     parser.add_argument("--starts", type=Path, help="a line is added here at each start")
+    parser.add_argument("--use", type=Path, help="folder of pretended cards: a child takes --hold of each --on")
+    parser.add_argument("--hold", type=int, default=0, help="MiB")
+    parser.add_argument("--on", default="", help="cards, with commas")
     parser.add_argument("--metrics", type=Path, help="what /metrics answers, read each time")
     arguments = parser.parse_args()
     if arguments.starts:
@@ -24,6 +36,8 @@ def main() -> None:
     if arguments.exit is not None or (arguments.exit_until and not arguments.exit_until.exists()):
         sys.stderr.write("RuntimeError: the weights in /secret/models/w.bin are damaged\n")
         sys.exit(arguments.exit if arguments.exit is not None else 3)
+    if arguments.use:
+        take(arguments.use, arguments.on.split(","), arguments.hold)
     ready_at = time.monotonic() + arguments.load
 
     class Handler(BaseHTTPRequestHandler):

@@ -119,6 +119,7 @@ class Measured:
     """A server's footprint, or why there is none."""
 
     instance_id: str
+    model: str
     outcome: Footprint | Discarded
 
 

@@ -22,7 +22,9 @@ Files = dict[str, bytes]
 
 def footprint(n: int, model: str = "m") -> Footprint:
     """The n-th; no two are alike."""
-    return Footprint(f"{model}{n}", f"{n:016x}", "NVIDIA H200", 1, 1000 + n, 1300 + n, 0.95, 5, "measured", 1e9 + n)
+    return Footprint(
+        f"{model}{n}", f"{n:016x}", "NVIDIA H200", 1, 1000 + n, 1300 + n, 0.95, 5, "measured", 1e9 + n
+    )
 
 
 async def kept(folder: Path) -> list[Footprint]:
@@ -75,6 +77,11 @@ class Recorder:
         if not self.seen or self.seen[-1] != (now, self.acknowledged):
             self.seen.append((now, self.acknowledged))
 
+    def step(self) -> int:
+        """SQLite's progress handler: 0 = go on."""
+        self.look()
+        return 0
+
 
 @pytest.fixture
 def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
@@ -101,7 +108,7 @@ async def recorded(recorder: Recorder, changes: int) -> list[tuple[Files, int]]:
     await store.open()
 
     def watch() -> None:
-        store._database.connection.set_progress_handler(lambda: recorder.look() or 0, 1)
+        store._database.connection.set_progress_handler(recorder.step, 1)
 
     await store._database.do(watch)
     for n in range(changes):
@@ -156,7 +163,9 @@ async def test_torn_at_every_write(tmp_path: Path, recorder: Recorder) -> None:
 async def test_damage_at_every_block_of_each_file(tmp_path: Path, recorder: Recorder, name: str) -> None:
     """One file cut, garbled or zeroed anywhere: the other has all; what was damaged is kept aside."""
     states = await recorded(recorder, 3)
-    left = next(left for left, acknowledged in reversed(states) if acknowledged == 3 and f"{NAME}-wal" in left)
+    left = next(
+        left for left, acknowledged in reversed(states) if acknowledged == 3 and f"{NAME}-wal" in left
+    )
     expected = [footprint(n) for n in range(3)]
     assert await found_after(tmp_path / "after", left) == expected
     aside = 0
@@ -236,7 +245,9 @@ async def test_a_full_disk_is_said_and_ends_nothing(tmp_path: Path, monkeypatch:
     await store.put([footprint(1)])
     limit = "PRAGMA max_page_count = 1"
     await store._database.do(lambda: store._database.connection.execute(limit).fetchall())
-    with pytest.raises(StoreFailed, match=rf"{NAME} in lifecycle.data_dir can't be used: database or disk is full"):
+    with pytest.raises(
+        StoreFailed, match=rf"{NAME} in lifecycle.data_dir can't be used: database or disk is full"
+    ):
         await store.put([footprint(n) for n in range(2, 200)])
     assert await store.put([footprint(2)]) == [footprint(1), footprint(2)]
     real = os.replace

@@ -166,7 +166,7 @@ class Desk:
             found: Footprint | Discarded = await self.meter.measure(self._subject(instance))
         except Discarded as reason:
             found = reason
-        self._fleet.tools.post(m.Measured(instance.id, found))
+        self._fleet.tools.post(m.Measured(instance.id, instance.model, found))
 
     def _end(self, instance_id: str, outcome: Footprint | Discarded) -> None:
         future = self._attempts.pop(instance_id)
@@ -191,6 +191,7 @@ class Desk:
             self._bases.get(instance.id),
             self._fleet.instances.values,
             self._fleet.freed,
+            self._fleet.tools.post,
         )
 
     def _measured(self, message: m.Measured, now: float) -> None:
@@ -199,11 +200,11 @@ class Desk:
         outcome = message.outcome
         if isinstance(outcome, Footprint) and (instance is None or not _holds(instance)):
             outcome = Discarded("gone", "the server doesn't run any more", again=False)
-        model = instance.model if instance is not None else ""
         if isinstance(outcome, Discarded):
-            if instance is not None:
-                metrics.DISCARDED.labels(model, outcome.kind).inc()
-            self._fleet.events.add(now, "footprint_discarded", model, message.instance_id, str(outcome))
+            metrics.DISCARDED.labels(message.model, outcome.kind).inc()
+            self._fleet.events.add(
+                now, "footprint_discarded", message.model, message.instance_id, str(outcome)
+            )
             self._end(message.instance_id, outcome)
             return
         self._fleet.spawn(self._write(message, (outcome,), ()))

@@ -17,6 +17,7 @@ from tidegate_lifecycle.footprints.scene import Base, check, others
 from tidegate_lifecycle.footprints.settings import FootprintSettings
 from tidegate_lifecycle.footprints.verdict import Discarded, Sample, Taken, verdict
 from tidegate_lifecycle.instance import Instance
+from tidegate_lifecycle.messages import DevicesRead
 from tidegate_lifecycle.runtimes.base import Runtime, Server
 
 LOG_LINES = 10_000
@@ -36,6 +37,8 @@ class Subject:
     base: Base | None
     instances: Callable[[], Iterable[Instance]]
     freed: Mapping[str, float]
+    post: Callable[[DevicesRead], None]
+    """Each reading is told: it may be the base of the next start."""
 
 
 class Meter:
@@ -78,7 +81,7 @@ class Meter:
         devices: list[Device] = []
         for n in range(self.settings.samples):
             await asyncio.sleep(self.settings.spacing if n else 0)
-            look = await self._look(subject.server, instance.devices)
+            look = await self._look(subject)
             check(instance, subject.instances(), subject.freed, since, around)
             for device, own in look:
                 samples[device.id].append(Sample(device.total_mib, device.used_mib or 0, own))
@@ -91,11 +94,12 @@ class Meter:
             base = None
         return devices, verdict(samples, base.used if base else None, self.settings.min_confidence)
 
-    async def _look(self, server: Server, cards: Iterable[str]) -> list[tuple[Device, int | None]]:
-        """One sample of all its cards, each with what its own processes use; empty = they can't be read
-        now."""
-        shown = {device.id: device for device in await self._devices.read()}
-        found = [shown[card] for card in cards if card in shown]
+    async def _look(self, subject: Subject) -> list[tuple[Device, int | None]]:
+        """One sample of all its cards, each with what its own processes use; empty = they can't be read."""
+        began = monotonic()
+        shown = await self._devices.read()
+        subject.post(DevicesRead(tuple(shown), began))
+        found = [device for device in shown if device.id in subject.instance.devices]
         if any(device.problem or device.used_mib is None for device in found):
             return []
         listed: list[App] = []
@@ -103,5 +107,5 @@ class Meter:
             listed = await apps(self._smi)
         except Unreadable:  # then the difference to the base has to do
             return [(device, None) for device in found]
-        pids = await self._runtime.processes(server)
+        pids = await self._runtime.processes(subject.server)
         return [(device, own_use(listed, device.uuid, pids)) for device in found]

@@ -62,21 +62,30 @@ def base(
     freed: Mapping[str, float],
     now: float,
 ) -> Base | None:
-    """The base of a start that is ordered now; None when what is known of its cards is old, or unsettled."""
+    """The base of a start that is ordered now; None when what is known of its cards is old, or from before the
+    last change there."""
+    around = [other for other in instances if other.exists and other.id != instance.id]
     used: dict[str, int] = {}
     oldest = math.inf
     for card in instance.devices:
         reading = readings.get(card)
         if reading is None or now - reading.began > FRESH:
             return None
-        if reading.began <= freed.get(card, -math.inf):
+        came = (_at_rest_since(other) for other in around if card in other.devices)
+        if reading.began <= max((freed.get(card, -math.inf), *came)):
             return None
         used[card], oldest = reading.used, min(oldest, reading.began)
     try:
-        there = others(instance.devices, instances, instance.id)
+        there = others(instance.devices, around, instance.id)
     except Discarded:
         return None
     return Base(used, there, oldest)
+
+
+def _at_rest_since(other: Instance) -> float:
+    """When it last took memory or gave some back."""
+    taken = other.ready_at if other.ready_at is not None else other.since
+    return other.since if other.state is InstanceState.SLEEPING else taken
 
 
 def check(
