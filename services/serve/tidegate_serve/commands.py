@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 Parser = argparse.ArgumentParser
@@ -23,6 +24,10 @@ def add(commands: Any) -> None:
     """Adds every noun to the parser's commands."""
     _leases(commands)
     _queues(commands)
+    _models(commands)
+    _explain(commands)
+    _events(commands)
+    _logs(commands)
 
 
 def _leases(commands: Any) -> None:
@@ -40,6 +45,68 @@ def _queues(commands: Any) -> None:
     queues.add_argument("--watch", action="store_true", help="again whenever it changes, until Ctrl-C")
     _json(queues, "as JSON (--watch: one line each time)")
     _where("admission", queues)
+
+
+def _models(commands: Any) -> None:
+    actions = _noun(commands, "models", "what can be asked for: list the models, load, unload or pin one")
+    listing = actions.add_parser(
+        "list", help="every model: state, memory, devices, leases, why it can't be had"
+    )
+    load = actions.add_parser("load", help="start it without a request, and wait until it is ready")
+    load.add_argument("--no-wait", action="store_true", help="only order it")
+    unload = actions.add_parser("unload", help="end its servers when their requests are done")
+    pin = actions.add_parser(
+        "pin", help="neither stop it when idle nor evict it, until lifecycle's next start"
+    )
+    unpin = actions.add_parser("unpin", help="take the pin off")
+    for command in (load, unload, pin, unpin):
+        command.add_argument("model", metavar="MODEL", help="its name or an alias")
+    for command in (listing, load, unload, pin, unpin):
+        _json(command)
+        _where("lifecycle", command)
+
+
+def _explain(commands: Any) -> None:
+    text = "what would be done for a model now, and why, in numbers; nothing is done"
+    explain = commands.add_parser("explain", help=text, description=text)
+    explain.add_argument("model", metavar="MODEL", help="its name or an alias")
+    _json(explain)
+    _where("lifecycle", explain)
+
+
+def _events(commands: Any) -> None:
+    text = "what has happened to models and their servers, and why"
+    events = commands.add_parser("events", help=text, description=text)
+    events.add_argument("--model", default="", metavar="NAME", help="only this model's")
+    events.add_argument("-f", "--follow", action="store_true", help="go on as they happen, until Ctrl-C")
+    events.add_argument(
+        "--last", type=_whole(0, 1000), metavar="N", help="begin with the last N, 0 to 1000 (100; 10 with -f)"
+    )
+    _json(events, "as JSON, one line each")
+    _where("lifecycle", events)
+
+
+def _logs(commands: Any) -> None:
+    text = "what a model's server prints"
+    logs = commands.add_parser("logs", help=text, description=text)
+    logs.add_argument("model", metavar="MODEL", help="its name or an alias")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on as it prints, until Ctrl-C")
+    logs.add_argument(
+        "-n", dest="lines", type=_whole(1, 10_000), default=100, metavar="N", help="the last N lines (100)"
+    )
+    _json(logs, "as JSON, one line each")
+    _where("lifecycle", logs)
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """A number of an option, with its range in the error."""
+
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give {low} to {high}")
+        return int(text)
+
+    return parse
 
 
 def _noun(commands: Any, name: str, text: str) -> Any:

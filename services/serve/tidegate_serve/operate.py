@@ -21,10 +21,12 @@ from google.protobuf.message import Message
 from grpc import aio
 
 from tidegate.admission.v1.admission_pb2_grpc import AdmissionServiceStub
+from tidegate.lifecycle.v1.lifecycle_pb2 import GetStatusRequest
 from tidegate.lifecycle.v1.lifecycle_pb2_grpc import LifecycleServiceStub
 from tidegate_chassis import rpc
 from tidegate_chassis.config import read
 from tidegate_chassis.kinds import Address
+from tidegate_chassis.plain import as_dict
 from tidegate_serve import rundir
 
 TIMEOUT = 5.0
@@ -54,6 +56,9 @@ class Service:
 
 ADMISSION = Service("admission", "127.0.0.1:7071", AdmissionServiceStub)
 LIFECYCLE = Service("lifecycle", "127.0.0.1:7072", LifecycleServiceStub)
+
+LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""How calls to a service end that stops, dies or stands still."""
 
 Command = Callable[[Any, argparse.Namespace], Awaitable[None]]
 """What one command does with a service's stub. It prints, or raises Failed or the call's error."""
@@ -116,6 +121,32 @@ async def ask(method: Any, request: Message) -> Any:
     return await method(request, timeout=TIMEOUT)
 
 
+async def follow(service: Service, arguments: argparse.Namespace, read: Command) -> None:
+    """Runs `read`, which never ends by itself, and begins again, with a word, when the service was lost.
+
+    It is looked for anew each time: a `tidegate serve` that was started again listens somewhere else. A
+    service that can't be reached in the first place, and one that says no, is an error as usual.
+    """
+    delays, reached, away = rpc.reconnect_delays(), False, False
+    while True:
+        at = address(service, arguments)
+        try:
+            async with rpc.channel(at) as channel:
+                stub = service.stub(channel)
+                await ask(stub.GetStatus, GetStatusRequest())
+                if away:
+                    print(f"tidegate: {service.name} is back", file=sys.stderr)
+                delays, reached, away = rpc.reconnect_delays(), True, False
+                await read(stub, arguments)
+        except aio.AioRpcError as error:
+            if not reached or error.code() not in LOST:
+                raise
+        if not away:
+            print(f"tidegate: {service.name} has gone; waiting for it (Ctrl-C ends this)", file=sys.stderr)
+            away = True
+        await asyncio.sleep(next(delays))
+
+
 def words(error: aio.AioRpcError, service: Service, at: str) -> str:
     """What went wrong, and what to do. What a service says with a reason is meant for people."""
     if (reason := rpc.reason_of(error)) == "REASON_DRAINING":
@@ -134,22 +165,7 @@ def words(error: aio.AioRpcError, service: Service, at: str) -> str:
 
 def show(arguments: argparse.Namespace, answer: Message, text: Callable[[Any], str]) -> None:
     """Prints an answer: as JSON with --json, else by `text`."""
-    print(json.dumps(plain(answer), indent=2) if arguments.json else text(answer))
-
-
-def plain(message: Message) -> dict[str, Any]:
-    """A message as JSON has it: every field by its name in the contract, numbers as numbers."""
-    return {field.name: _plain(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Message):
-        return plain(value)
-    if isinstance(value, str | bool | int | float):
-        return value
-    if hasattr(value, "items"):
-        return dict(sorted(value.items()))
-    return [_plain(item) for item in value]
+    print(json.dumps(as_dict(answer), indent=2) if arguments.json else text(answer))
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

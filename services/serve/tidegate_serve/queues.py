@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from tidegate.admission.v1 import admission_pb2 as pb
+from tidegate_chassis.plain import as_dict
 from tidegate_serve import operate
-from tidegate_serve.operate import ADMISSION, ask, duration, plain, show, table
+from tidegate_serve.operate import ADMISSION, ask, duration, show, table
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,7 +25,7 @@ async def _queues(stub: Any, arguments: argparse.Namespace) -> None:
         return
     async for queues in _watched(stub):
         if arguments.json:
-            print(json.dumps(plain(queues)), flush=True)
+            print(json.dumps(as_dict(queues)), flush=True)
         else:
             clear = "\033[H\033[J" if sys.stdout.isatty() else ""
             print(f"{clear}{queues_table(queues)}\n", flush=True)
