@@ -35,6 +35,8 @@ class Fault:
     hold_after: int | None = None
     """Transfers stop here, of the whole file's bytes, until `go` is set."""
     go: threading.Event = field(default_factory=threading.Event)
+    swap: bytes | None = None
+    """After the first transfer the file has this content."""
     no_range: bool = False
     """Transfers begin at the start, whatever was asked for."""
 
@@ -206,18 +208,21 @@ class Hub:
             return
         etag = _sha256(content) if name.endswith(LARGE) else _git(content)
         headers = {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", **(more or {})}
-        start, end = _range(request.headers.get("Range", "")), len(content)
-        if start is None or fault.no_range:
-            status, start = 200, 0
+        start, end = _range(request.headers.get("Range", ""), len(content))
+        if_range = request.headers.get("If-Range", headers["ETag"])
+        if start is None or fault.no_range or if_range != headers["ETag"]:
+            status, start, end = 200, 0, len(content)
         elif start >= end:
-            self._head(request, 416, headers | {"Content-Range": f"bytes */{end}", "Content-Length": "0"})
+            self._head(
+                request, 416, headers | {"Content-Range": f"bytes */{len(content)}", "Content-Length": "0"}
+            )
             return
         else:
             status = 206
-            headers["Content-Range"] = f"bytes {start}-{end - 1}/{end}"
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
         self._head(request, status, headers | {"Content-Length": str(end - start)})
         if request.command == "GET":
-            self._body(request, name, content, start, fault)
+            self._body(request, name, content[:end], start, fault)
 
     def _body(
         self, request: BaseHTTPRequestHandler, name: str, content: bytes, start: int, fault: Fault
@@ -227,6 +232,8 @@ class Hub:
             if fault.wrong:
                 fault.wrong -= 1
                 content = content[:start] + bytes(byte ^ 0xFF for byte in content[start:])
+            if fault.swap is not None and name in self.plain:
+                self.plain[name] = fault.swap
         stop = min(start + cut, len(content))
         while start < stop:
             if fault.hold_after is not None and start >= fault.hold_after:
@@ -263,9 +270,9 @@ class Hub:
         request.end_headers()
 
 
-def _range(text: str) -> int | None:
-    start = text.removeprefix("bytes=").partition("-")[0]
-    return int(start) if start.isdecimal() else None
+def _range(text: str, size: int) -> tuple[int | None, int]:
+    start, _, last = text.removeprefix("bytes=").partition("-")
+    return int(start) if start.isdecimal() else None, min(size, int(last) + 1) if last.isdecimal() else size
 
 
 def _sha256(content: bytes) -> str:
