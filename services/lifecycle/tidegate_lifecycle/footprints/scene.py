@@ -62,7 +62,7 @@ def base(
     freed: Mapping[str, float],
     now: float,
 ) -> Base | None:
-    """The base of a start that is ordered now; None when what is known of its cards is old, or from before the
+    """The base of a start that is ordered now; None when what is known of its cards is old, or before the
     last change there."""
     around = [other for other in instances if other.exists and other.id != instance.id]
     used: dict[str, int] = {}
