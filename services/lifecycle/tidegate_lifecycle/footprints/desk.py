@@ -263,7 +263,7 @@ class Desk:
         elif order.done.done():
             return
         elif isinstance(kept, str):
-            order.done.set_exception(Refused(grpc.StatusCode.UNAVAILABLE, "REASON_UNSPECIFIED", kept))
+            order.done.set_exception(_refused(kept))
         else:
             order.done.set_result(len(order.put) or len(before.keys() & set(order.remove)))
 
