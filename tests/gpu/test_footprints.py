@@ -82,8 +82,8 @@ async def test_what_a_process_takes_is_told_of_it_and_comes_back() -> None:
 
 
 async def test_a_server_is_measured_and_its_memory_comes_back(tmp_path: Path) -> None:
-    """By its processes or by the difference: what it took, a context included. Its end gives all of it back, by
-    the driver's word; its next start reserves what was measured."""
+    """By its processes or by the difference: what it took, a context included. Its end gives all of it back,
+    by the driver's word; its next start reserves what was measured."""
     device = await card()
     before = await used_mib(device)
     quick = {"settle": "1s", "samples": 5, "spacing": "200ms"}

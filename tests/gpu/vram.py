@@ -1,4 +1,4 @@
-"""A model server for tests with a real card: takes VRAM through the driver's own library, and answers /health.
+"""A model server for tests with a real card: takes VRAM by the driver's own library, and answers /health.
 
 The card is the first of CUDA_VISIBLE_DEVICES. Nothing but the driver is needed: no CUDA toolkit, no PyTorch.
 """

@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--exit", type=int, default=None, help="end at once with this status")
     parser.add_argument("--exit-until", type=Path, help="end with 3 while this file does not exist")
     parser.add_argument("--starts", type=Path, help="a line is added here at each start")
-    parser.add_argument("--use", type=Path, help="folder of pretended cards: a child takes --hold of each --on")
+    parser.add_argument("--use", type=Path, help="pretended cards: a child takes --hold of each --on")
     parser.add_argument("--hold", type=int, default=0, help="MiB")
     parser.add_argument("--on", default="", help="cards, with commas")
     parser.add_argument("--metrics", type=Path, help="what /metrics answers, read each time")

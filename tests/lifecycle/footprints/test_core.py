@@ -1,4 +1,4 @@
-"""What a footprint is and holds for, by the pure parts: signatures, samples, bases, records of the old gateway."""
+"""What a footprint is and holds for, by the pure parts: signatures, samples, bases, old records."""
 
 from __future__ import annotations
 
@@ -120,8 +120,9 @@ def test_agreement() -> None:
     assert agreement([1, 10_000]) == 0.0
 
 
-def instance(id: str, state: InstanceState, *cards: str, ready_at: float | None = None) -> Instance:  # noqa: A002
-    return Instance(id, "m", cards, 1000, 0.0, state, ready_at=ready_at)
+def instance(name: str, state: InstanceState, *cards: str, ready_at: float | None = None) -> Instance:
+    """A server on these cards."""
+    return Instance(name, "m", cards, 1000, 0.0, state, ready_at=ready_at)
 
 
 def test_the_base_is_from_after_the_last_change_of_each_card() -> None:

@@ -1,4 +1,4 @@
-"""Measured through the real service: real model servers, processes of their own, and a program that tells of them."""
+"""Measured through the real service: real model servers, and a program that tells what they take."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ async def unload(stub: Any, model: str) -> None:
 
 
 async def test_per_card_and_per_process(tmp_path: Path, cards: Cards) -> None:
-    """A server over two cards, with a stranger on one: what its own child took of each, never the sum. The next
-    start reserves that with a margin."""
+    """A server over two cards, with a stranger on one: what its own child took of each, never the sum. The
+    next start reserves that with a margin."""
     cards.stranger(1500)
     service = cards.service(tmp_path, {"big": cards.model(3000, tensor_parallel_size=2)})
     async with running(service) as stub:

@@ -43,12 +43,21 @@ def files(folder: Path) -> Files:
 
 async def found_after(folder: Path, left: Files) -> list[Footprint]:
     """What a new process finds when a crash left these files."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    write(folder, left)
+    return await kept(folder)
+
+
+def write(folder: Path, left: Files) -> None:
+    """These files and no others."""
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, content in left.items():
         (folder / name).write_bytes(content)
-    return await kept(folder)
+
+
+def aside(folder: Path) -> list[str]:
+    """What was kept of damaged files."""
+    return [path.name for path in folder.iterdir() if "damaged" in path.name]
 
 
 async def test_what_is_put_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -85,7 +94,8 @@ class Recorder:
 
 @pytest.fixture
 def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """Looks before and after each step of a copy; SQLite's own steps are seen through its progress handler."""
+    """Looks before and after each step of a copy; SQLite's own steps are seen through its progress
+    handler."""
     found = Recorder(tmp_path / "live")
     found.folder.mkdir()
     for name in ("fsync", "replace"):
@@ -128,7 +138,8 @@ def torn(content: bytes, block: int) -> Iterator[bytes]:
 
 
 def between(states: list[tuple[Files, int]]) -> Iterator[tuple[Files, int]]:
-    """Each state, and on the way to the next one each state in which only some blocks of a file were written."""
+    """Each state, and on the way to the next one each state in which only some blocks of a file were
+    written."""
     for (before, acknowledged), (after, _) in pairwise(states):
         yield before, acknowledged
         for name in after:
@@ -149,7 +160,7 @@ def with_blocks(old: bytes, new: bytes, written: list[int]) -> bytes:
 
 
 async def test_torn_at_every_write(tmp_path: Path, recorder: Recorder) -> None:
-    """Whatever instant a crash leaves: all that was acknowledged is there, and nothing that never was put."""
+    """Whatever instant a crash leaves: what was acknowledged is there, and nothing that never was put."""
     states = await recorded(recorder, 3)
     left_by_crashes = list(between(states))
     assert len(left_by_crashes) > 100
@@ -168,12 +179,12 @@ async def test_damage_at_every_block_of_each_file(tmp_path: Path, recorder: Reco
     )
     expected = [footprint(n) for n in range(3)]
     assert await found_after(tmp_path / "after", left) == expected
-    aside = 0
+    put_aside = 0
     for content in torn(left[name], 512):
         assert await found_after(tmp_path / "after", {**left, name: content}) == expected
-        aside += any("damaged" in path.name for path in (tmp_path / "after").iterdir())
+        put_aside += bool(aside(tmp_path / "after"))
         assert await kept(tmp_path / "after") == expected  # and once more, by what was repaired
-    assert aside or name.endswith("-shm")
+    assert put_aside or name.endswith("-shm")
 
 
 async def test_one_file_gone(tmp_path: Path) -> None:
@@ -195,8 +206,7 @@ async def test_both_damaged(tmp_path: Path) -> None:
     for name in (NAME, BACKUP):
         (tmp_path / name).write_bytes(os.urandom(4096))
     assert await kept(tmp_path) == []
-    aside = [path.name for path in tmp_path.iterdir() if "damaged" in path.name]
-    assert len(aside) == 2
+    assert len(aside(tmp_path)) == 2
     store = FootprintStore(tmp_path)
     await store.put([footprint(2)])
     await store.close()
