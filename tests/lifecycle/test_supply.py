@@ -46,7 +46,7 @@ def test_what_remains_of_a_start_runs_down_and_then_is_unknown() -> None:
 
 def loading(since: float) -> Instance:
     """A server of `a` that loads since then, and may take a minute."""
-    keys = {"launched_at": since, "patience": 60.0, "deadline_at": since + 60.0}
+    keys: dict[str, Any] = {"launched_at": since, "patience": 60.0, "deadline_at": since + 60.0}
     return running("a", state=InstanceState.STARTING, ready_at=None, ordered_at=since, **keys)
 
 

@@ -11,6 +11,7 @@ through it sees each start either not begun or done.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -168,7 +169,8 @@ class ProcessRuntime:
             if pid:
                 os.killpg(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-            self._records.remove(spec.instance_id)
+            with contextlib.suppress(OSError):  # what can't be removed is swept by the next `list`
+                self._records.remove(spec.instance_id)
             raise StartFailed(launch.why(error, spec)) from error
         return record, pidfd
 
