@@ -127,7 +127,7 @@ class Keeper:
                 raise _Ended
             if exited.done():  # 2
                 probe.cancel()
-                await self._fail("exited", f"the server ended before it was ready ({exited.result()})")
+                await self._fail("exited", f"the server ended before it was ready ({_how(exited.result())})")
             self._waits.remove(probe)
             if probe.result().ok:  # 3
                 await self.tools.runtime.mark_ready(server)
@@ -159,7 +159,7 @@ class Keeper:
         if stop.done():
             return
         if exited.done():
-            self._post(Died(self.id, f"the server ended ({exited.result()})"))
+            self._post(Died(self.id, f"the server ended ({_how(exited.result())})"))
         else:
             self._grace = min(self._grace, HUNG_GRACE)
             self._post(Died(self.id, f"{HEALTH_FAILURES} health checks failed ({unhealthy.result()})"))
@@ -183,6 +183,11 @@ class Keeper:
         task = asyncio.ensure_future(wait)
         self._waits.append(task)
         return task
+
+
+def _how(ending: str) -> str:
+    """How a server ended, with what an operator is to look for."""
+    return f"{ending}: killed, by the kernel if the host ran out of memory" if ending == "signal 9" else ending
 
 
 class ExternalKeeper:

@@ -133,16 +133,17 @@ class Reconciler:
             return
         if instance.state is not InstanceState.STARTING:
             return
-        again = message.kind == "neighbour" and self.fleet.circuits.disturbed(instance.model)
+        wanted = instance.model not in self.fleet.unload
+        again = wanted and message.kind == "neighbour" and self.fleet.circuits.disturbed(instance.model)
         text = f"{message.text}; it is tried again at once" if again else message.text
         self.fleet.to(instance, InstanceState.STOPPING, now, text)
         self.fleet.events.add(now, "start_failed", instance.model, instance.id, text)
         self.fleet.end_span(instance.id, message.kind)
-        self.fleet.count(instance.model, "failed_loads")
         metrics.FAILED_LOADS.labels(instance.model, message.kind).inc()
         if again:
             self.fleet.ordered.add(instance.model)
         else:
+            self.fleet.count(instance.model, "failed_loads")
             self.fleet.ordered.discard(instance.model)
             self.fleet.circuits.failed(instance.model, message.text, now, message.kind == "deadline")
 

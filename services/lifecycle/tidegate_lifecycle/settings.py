@@ -123,9 +123,9 @@ class ModelSettings(Settings):
     )
     start_timeout: Annotated[float, Duration("1s", "1d")] = Field(
         600.0,
-        description="How long a first start may take, downloads and image pulls not counted; later ones three "
-        "times as long as its loads took, and a minute more. Never less than 6s for each GiB reserved; more "
-        "after starts that weren't ready in time.",
+        description="How long a first start may take, downloads and image pulls not counted; later ones may "
+        "take three times as long as its loads did, and a minute more. Never less than 6s for each GiB "
+        "reserved; more after starts that weren't ready in time.",
     )
     max_concurrent: Annotated[int | None, Maybe(Whole(1, 1000))] = Field(
         None,
