@@ -187,7 +187,8 @@ class Keeper:
 
 def _how(ending: str) -> str:
     """How a server ended, with what an operator is to look for."""
-    return f"{ending}: killed, by the kernel if the host ran out of memory" if ending == "signal 9" else ending
+    killed = ending == "signal 9"
+    return f"{ending}: killed, by the kernel if the host ran out of memory" if killed else ending
 
 
 class ExternalKeeper:
