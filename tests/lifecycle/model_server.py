@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,6 +31,10 @@ def main() -> None:
     parser.add_argument("--use", type=Path, help="pretended cards: a child takes --hold of each --on")
     parser.add_argument("--hold", type=int, default=0, help="MiB")
     parser.add_argument("--on", default="", help="cards, with commas")
+    parser.add_argument("--last-words", help="say this and end with 1, as often as --failures tells")
+    parser.add_argument("--failures", type=int, default=sys.maxsize, help="starts that fail, by --starts")
+    parser.add_argument("--killed-after", type=float, help="seconds until it is killed, as by the kernel")
+    parser.add_argument("--stop-time", type=float, default=0.0, help="seconds from SIGTERM to its end")
     parser.add_argument("--metrics", type=Path, help="what /metrics answers, read each time")
     arguments = parser.parse_args()
     if arguments.starts:
@@ -38,6 +45,11 @@ def main() -> None:
         sys.exit(arguments.exit if arguments.exit is not None else 3)
     if arguments.use:
         take(arguments.use, arguments.on.split(","), arguments.hold)
+    if arguments.last_words and len(arguments.starts.read_text().splitlines()) <= arguments.failures:
+        sys.stderr.write(f"{arguments.last_words}\n")
+        sys.exit(1)
+    if arguments.killed_after is not None:
+        threading.Timer(arguments.killed_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
     ready_at = time.monotonic() + arguments.load
 
     class Handler(BaseHTTPRequestHandler):
@@ -53,7 +65,16 @@ def main() -> None:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
             pass
 
-    ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler).serve_forever()
+    server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
+
+    def end(*_: object) -> None:
+        """Closes its port, and takes its time to end."""
+        threading.Thread(target=server.shutdown).start()
+
+    signal.signal(signal.SIGTERM, end)
+    server.serve_forever(0.02)
+    server.server_close()
+    threading.Event().wait(arguments.stop_time)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,14 @@ class Store:
             log.error("store.damaged", file=NAME, error=str(error), kept_as=put_aside(self.database.path))
             self.database.open()
             damaged = True
-        with self._db as connection:
+        try:
+            return self._begin(self._db, damaged)
+        except sqlite3.OperationalError as error:  # a full disk
+            raise _refused(f"{self.database.path} can't be written: {error}; make room there") from error
+
+    def _begin(self, connection: sqlite3.Connection, damaged: bool) -> int:
+        """Counts this boot."""
+        with connection:
             row = connection.execute("SELECT value FROM counters WHERE name = 'boot'").fetchone()
             boot = row[0] + 1 if row else 1
             if damaged or (row is None and any(self._data_dir.glob(f"{NAME}.damaged-*"))):
