@@ -15,11 +15,12 @@ from tidegate_chassis.config import ConfigError, Problem, effective
 from tidegate_chassis.rpc import Server
 from tidegate_lifecycle import metrics
 from tidegate_lifecycle.adoption import judge
-from tidegate_lifecycle.devices import Devices
+from tidegate_lifecycle.devices import Devices, HostSmi, Smi
+from tidegate_lifecycle.devices.watch import DeviceWatch
 from tidegate_lifecycle.fleet import Fleet
 from tidegate_lifecycle.keeper import Tools
 from tidegate_lifecycle.link import Link
-from tidegate_lifecycle.messages import DevicesRead, Shutdown
+from tidegate_lifecycle.messages import Shutdown
 from tidegate_lifecycle.probes import Probe
 from tidegate_lifecycle.reconciler import Reconciler
 from tidegate_lifecycle.runtimes.base import Runtime
@@ -38,7 +39,7 @@ DRAIN = 5.0
 STOP = 9.0
 """Seconds after which the service ends whatever still runs."""
 HOUSEKEEPING = 10.0
-"""Seconds between two readings of the devices and clean-ups of the log files."""
+"""Seconds between two clean-ups of the log files."""
 SWEEP_GRACE = 3.0
 
 
@@ -82,6 +83,11 @@ def runtime_of(loaded: Loaded) -> Runtime:
     )
 
 
+def smi_of(loaded: Loaded, runtime: Runtime) -> Smi:
+    """What reads the cards: nvidia-smi on this machine, or without it, where containers run, in one."""
+    return HostSmi()
+
+
 async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
     """The service, from its first look at the machine to the last model server's end."""
     settings, folder = loaded.lifecycle, loaded.data_dir
@@ -95,7 +101,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
         await runtime.open()
         stack.push_async_callback(runtime.close)
         stack.push_async_callback(probe.close)
-        devices = Devices(loaded.devices)
+        devices = Devices(loaded.devices, smi_of(loaded, runtime))
         readings = await devices.open() if loaded.needs_devices else []
         fleet = Fleet(
             loaded.catalog,
@@ -106,6 +112,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
             store,
             readings,
             await store.load_times(),
+            await store.taken(),
         )
         reconciler = Reconciler(fleet)
         servicer = LifecycleServicer(reconciler, runtime)  # type: ignore[abstract]  # the rest is UNIMPLEMENTED
@@ -116,12 +123,13 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
         _serve_metrics(settings.metrics_listen)
         found = await judge(await runtime.list(), loaded.catalog, readings, probe)
         work = asyncio.ensure_future(reconciler.run(Tools(runtime, probe, reconciler.post), found))
-        upkeep = asyncio.ensure_future(_keep_house(reconciler, runtime, devices if readings else None))
-        stack.push_async_callback(_end, work, upkeep, fleet)
+        upkeep = asyncio.ensure_future(_keep_house(runtime))
+        reading = asyncio.ensure_future(_read_devices(devices, reconciler))
+        stack.push_async_callback(_end, fleet, work, upkeep, reading)
         await _first(asyncio.ensure_future(reconciler.settled.wait()), work)
         await server.set_serving(True)
         log.info("listening", address=address, boot=boot, adopted=sum(not item.unwanted for item in found))
-        await _first(asyncio.ensure_future(stop.wait()), work, upkeep)
+        await _first(asyncio.ensure_future(stop.wait()), work, upkeep, reading)
         await server.set_serving(False)
         if settings.on_stop == "stop":
             reconciler.post(Shutdown(DRAIN))
@@ -142,20 +150,26 @@ async def _first(event: asyncio.Future[Any], *others: asyncio.Future[Any]) -> No
         event.cancel()
 
 
-async def _end(work: asyncio.Future[None], upkeep: asyncio.Future[None], fleet: Fleet) -> None:
-    for task in (work, upkeep):
+async def _end(fleet: Fleet, *tasks: asyncio.Future[None]) -> None:
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(work, upkeep, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
     await fleet.let_go()
 
 
-async def _keep_house(reconciler: Reconciler, runtime: Runtime, devices: Devices | None) -> None:
+async def _keep_house(runtime: Runtime) -> None:
     while True:
         await asyncio.sleep(HOUSEKEEPING)
         await runtime.maintain()
-        if devices is not None:
-            began = process.monotonic()
-            reconciler.post(DevicesRead(tuple(await devices.read()), began))
+
+
+async def _read_devices(devices: Devices, reconciler: Reconciler) -> None:
+    """Reads them as long as the service lives, if there are any that the driver shows."""
+    if not devices.asks_driver or not reconciler.fleet.devices:
+        await asyncio.Event().wait()
+    watch = DeviceWatch(devices, reconciler.post)
+    reconciler.fleet.hurry = watch.hurry
+    await watch.run()
 
 
 def _serve_metrics(listen: str) -> None:

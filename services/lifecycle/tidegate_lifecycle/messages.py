@@ -113,6 +113,16 @@ class Order:
 
 
 @dataclass(frozen=True)
+class DeviceOrder:
+    """An operator takes a device back, or gives it back; `done` gets None or a Refused."""
+
+    device: str
+    """Id or UUID."""
+    drain: bool
+    done: asyncio.Future[None] = field(compare=False)
+
+
+@dataclass(frozen=True)
 class Broke:
     """A task of the service ended with an exception: fatal."""
 
@@ -132,5 +142,6 @@ Message = (
     | Learned
     | Shutdown
     | Order
+    | DeviceOrder
     | Broke
 )

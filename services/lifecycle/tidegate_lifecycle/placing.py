@@ -69,6 +69,8 @@ def choose_free(model: Model, ledger: Ledger) -> Chosen | None:
     for group in groups(model, ledger.cards.values()):
         fits = []
         for card in group:
+            if card.closed:
+                continue
             need, free = need_on(model, card), ledger.free(card.id, model.name)
             if card.usable_mib >= need and free >= need:
                 fits.append(Spot(card, need, free - need))
@@ -90,7 +92,7 @@ def choose_victims(
     taken = ledger.victims(model.name)
     spots = []
     for group in groups(model, ledger.cards.values()):
-        found = (_spot(model, card, ledger, taken, idle, free_at) for card in group)
+        found = (_spot(model, card, ledger, taken, idle, free_at) for card in group if not card.closed)
         spots.append([spot for spot in found if spot is not None])
     return _cheapest(model, spots, _harm)
 
@@ -192,11 +194,13 @@ def device_lines(model: Model, ledger: Ledger, now: float) -> tuple[str, ...]:
 
 
 def _line(card: Card, ledger: Ledger, now: float) -> str:
-    free = max(0, card.usable_mib - ledger.reserved(card.id))
-    parts = [f"{card.id} has {gib(free)} free of {gib(card.budget_mib)}"]
+    free = max(0, card.usable_mib - card.settling_mib - ledger.reserved(card.id))
+    parts = [f"{card.id} {card.closed or f'has {gib(free)} free of {gib(card.budget_mib)}'}"]
     parts += [f"held by {_holder(item, now)}" for item in ledger.on[card.id]]
     if card.foreign_mib:
         parts.append(f"{gib(card.foreign_mib)} GiB used by others")
+    if card.settling_mib:
+        parts.append(f"{gib(card.settling_mib)} GiB about to be free")
     parts += [
         f"{gib(need)} GiB promised to {intent.model}"
         for intent in ledger.intents.values()

@@ -134,6 +134,14 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         await self._order("pin" if request.pinned else "unpin", self._model(request.model))
         return pb.PinModelResponse()
 
+    async def DrainDevice(self, request: pb.DrainDeviceRequest, context: Context) -> pb.DrainDeviceResponse:  # noqa: N802
+        """Takes a device back, or gives it back; NOT_FOUND names those that there are."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.post(messages.DeviceOrder(request.device_id, request.drain, done))
+        async with asyncio.timeout(10):
+            await done
+        return pb.DrainDeviceResponse()
+
     async def PlanPlacement(  # noqa: N802
         self, request: pb.PlanPlacementRequest, context: Context
     ) -> pb.PlanPlacementResponse:
