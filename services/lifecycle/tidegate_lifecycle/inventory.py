@@ -102,6 +102,7 @@ class Inventory:
             device.total_mib,
             device.budget_mib,
             memory.foreign,
+            device.name,
             settling_mib=memory.settling,
             draining=device.key in self.taken,
             missing=device.missing,
