@@ -114,12 +114,12 @@ class Order:
 
 @dataclass(frozen=True)
 class DeviceOrder:
-    """An operator takes a device back, or gives it back; `done` gets None or a Refused."""
+    """An operator takes a device back, or gives it back; `done` gets its id or a Refused."""
 
     device: str
     """Id or UUID."""
     drain: bool
-    done: asyncio.Future[None] = field(compare=False)
+    done: asyncio.Future[str] = field(compare=False)
 
 
 @dataclass(frozen=True)

@@ -260,12 +260,12 @@ class Reconciler:
             message.done.set_exception(no_device(message.device, list(self.fleet.devices.values())))
             return
         self.fleet.tell(self.fleet.inventory.take_back(device, message.drain), now)
-        self.fleet.spawn(self._keep_taken(message.done))
+        self.fleet.spawn(self._keep_taken(device.id, message.done))
 
-    async def _keep_taken(self, done: asyncio.Future[None]) -> None:
+    async def _keep_taken(self, device: str, done: asyncio.Future[str]) -> None:
         await self.fleet.store.set_taken(self.fleet.inventory.taken)
         if not done.done():
-            done.set_result(None)
+            done.set_result(device)
 
     # -- plan, act, publish ------------------------------------------------------------------------
 

@@ -99,7 +99,7 @@ def checked(output: str, status: int) -> str:
     """What it printed; Unreadable with its first words when its exit status tells a failure."""
     if status:
         said = printable(" ".join(output.split()), 160)
-        raise Unreadable(f"nvidia-smi failed with status {status}: {said}")
+        raise Unreadable(f"nvidia-smi failed with status {status}{': ' if said else ''}{said}")
     return output
 
 

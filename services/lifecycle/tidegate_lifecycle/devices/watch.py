@@ -10,17 +10,17 @@ from tidegate_chassis.process import monotonic
 from tidegate_lifecycle.devices.reader import Devices
 from tidegate_lifecycle.messages import DevicesRead
 
-EVERY = 10.0
+EVERY = 5.0
 """Seconds between two readings when nothing presses, or more where each is dear."""
-SELDOM = 40
+SELDOM = 20
 """So many times the least pause, then."""
 
 
 class DeviceWatch:
     """One reading at a time. `run` is its task; `hurry` is synchronous."""
 
-    def __init__(self, devices: Devices, post: Callable[[DevicesRead], None]) -> None:
-        self._devices, self._post = devices, post
+    def __init__(self, devices: Devices, post: Callable[[DevicesRead], None], every: float = EVERY) -> None:
+        self._devices, self._post, self._every = devices, post, every
         self._hurried = asyncio.Event()
 
     def hurry(self, on: bool) -> None:
@@ -38,7 +38,7 @@ class DeviceWatch:
                 await asyncio.sleep(least)
             else:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(EVERY, SELDOM * least)):
+                    async with asyncio.timeout(max(self._every, SELDOM * least)):
                         await self._hurried.wait()
             began = monotonic()
             self._post(DevicesRead(tuple(await self._devices.read()), began))
