@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import shutil
 import sys
 from typing import Any
 
@@ -16,6 +18,7 @@ from tidegate_chassis.rpc import Server
 from tidegate_lifecycle import metrics
 from tidegate_lifecycle.adoption import judge
 from tidegate_lifecycle.devices import Devices, HostSmi, Smi
+from tidegate_lifecycle.devices.smi import PROGRAM
 from tidegate_lifecycle.devices.watch import DeviceWatch
 from tidegate_lifecycle.fleet import Fleet
 from tidegate_lifecycle.keeper import Tools
@@ -85,7 +88,10 @@ def runtime_of(loaded: Loaded) -> Runtime:
 
 def smi_of(loaded: Loaded, runtime: Runtime) -> Smi:
     """What reads the cards: nvidia-smi on this machine, or without it, where containers run, in one."""
-    return HostSmi()
+    local = os.environ.get("DOCKER_HOST", "unix://").startswith("unix://")
+    if not isinstance(runtime, DockerRuntime) or (local and shutil.which(PROGRAM)):
+        return HostSmi()
+    return runtime.smi(loaded.lifecycle.docker.smi_image)
 
 
 async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
@@ -102,6 +108,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
         stack.push_async_callback(runtime.close)
         stack.push_async_callback(probe.close)
         devices = Devices(loaded.devices, smi_of(loaded, runtime))
+        stack.push_async_callback(devices.close)
         readings = await devices.open() if loaded.needs_devices else []
         fleet = Fleet(
             loaded.catalog,

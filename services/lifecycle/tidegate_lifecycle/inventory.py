@@ -24,6 +24,8 @@ class Inventory:
         self.devices = {device.id: device for device in devices}
         self.taken = set(taken)
         """Keys of devices that an operator has taken back, those that aren't there now included."""
+        self.freed: dict[str, float] = {}
+        """When a server of ours last left a device."""
         self._memory = {device.id: CardMemory() for device in self.devices.values()}
 
     def cards(self) -> tuple[Card, ...]:
@@ -65,6 +67,7 @@ class Inventory:
         """A server has gone. Where the driver tells what is used, it must show that memory free first."""
         for name in instance.devices:
             device = self.devices.get(name)
+            self.freed[name] = now
             if device is not None and device.used_mib is not None:
                 self._memory[name].gone(instance.reserved_mib, now)
 
