@@ -161,6 +161,29 @@ async def test_a_card_that_vanishes_keeps_its_servers_and_gets_no_more(
         await one.stop()
 
 
+async def test_a_server_is_adopted_with_its_card(tmp_path: Path, nvidia_smi: NvidiaSmi) -> None:
+    """Its index is another one after a restart, for the card before it has vanished; what was taken back is
+    known by its UUID as well."""
+    first, second = card("GPU-a"), card("GPU-b", total=16 * GIB)
+    nvidia_smi.shows(first, second)
+    one = service(tmp_path, {"b": model("12GiB")})
+    await one.start()
+    try:
+        async with Admission(one).connected() as admission, one.stub() as stub:
+            admission.say(b=1)
+            server = await admission.ready("b")
+            await stub.DrainDevice(pb.DrainDeviceRequest(device_id="GPU-a", drain=True), timeout=5)
+        await one.kill()
+        nvidia_smi.shows(second)
+        await one.start()
+        status = await one.status()
+        assert [(device.device_id, device.draining) for device in status.devices] == [("0", False)]
+        (item,) = status.instances
+        assert (item.instance_id, item.adopted, list(item.device_ids)) == (server.instance_id, True, ["0"])
+    finally:
+        await one.stop()
+
+
 async def test_others_that_take_the_card_evict_nobody(tmp_path: Path, nvidia_smi: NvidiaSmi) -> None:
     """Nothing of ours is ended for it, new starts are refused in numbers; when it falls they start."""
     nvidia_smi.shows(card("GPU-a", used=10 * GIB))

@@ -240,7 +240,7 @@ class Fleet:
                 cwd=self.folder,
                 host=host,
                 port=port,
-                device_ids=action.devices,
+                device_ids=tuple(device.key for device in devices),
                 reserved_mib=action.reserved_mib,
                 image=model.image,
                 image_entrypoint=command.image_entrypoint,
@@ -275,7 +275,8 @@ class Fleet:
     def take_over(self, item: Found, now: float) -> None:
         """Adopts a server that was found running; one that isn't wanted as it is ends, and holds its room."""
         server = item.server
-        known = tuple(device for device in server.device_ids if device in self.devices)
+        found = (self.inventory.find(name) for name in server.device_ids)
+        known = tuple(device.id for device in found if device is not None)
         instance = Instance(
             server.instance_id,
             server.model,

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 
 from tidegate_lifecycle.budget import Card
-from tidegate_lifecycle.devices.device import Device
+from tidegate_lifecycle.devices.device import Device, find
 from tidegate_lifecycle.devices.memory import SETTLE, CardMemory, Ours
 from tidegate_lifecycle.instance import Instance, InstanceState
 
@@ -34,8 +34,7 @@ class Inventory:
 
     def find(self, name: str) -> Device | None:
         """By id, or by UUID."""
-        found = self.devices.get(name)
-        return found or next((one for one in self.devices.values() if name and name == one.uuid), None)
+        return find(self.devices.values(), name)
 
     def take_back(self, device: Device, taken: bool) -> Events:
         """An operator takes it, or gives it back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _NAMED = re.compile(r"\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]+", re.IGNORECASE)
@@ -35,7 +36,7 @@ class Device:
 
     @property
     def key(self) -> str:
-        """What is remembered of it goes by this: an index may be another card's after a restart."""
+        """What outlasts this process knows it by this: an index may be another card's after a restart."""
         return self.uuid or self.id
 
     @property
@@ -47,3 +48,10 @@ class Device:
         if self.index is None:
             return self.id if _NAMED.fullmatch(self.id) else ""
         return self.uuid or str(self.index)
+
+
+def find(devices: Iterable[Device], name: str) -> Device | None:
+    """The one of that UUID, or of that id."""
+    known = list(devices)
+    by_key = (device for device in known if device.key == name)
+    return next(by_key, next((device for device in known if device.id == name), None))
