@@ -39,15 +39,17 @@ def listed(one: Gateway) -> dict[str, dict[str, Any]]:
 
 def test_a_device_is_taken_back_and_given_back(gateway: Gateway) -> None:
     """The table shows who holds what; drain moves what must be somewhere; errors name what there is."""
-    wait_for(lambda: listed(gateway)["gpu0"]["instances"])
+    wait_for(lambda: listed(gateway)["gpu0"]["instances"], "the model is placed")
     header, first, second = tidegate(gateway, "devices", "list").splitlines()
-    assert header.split() == "DEVICE NAME POOL TOTAL BUDGET RESERVED OTHERS MODELS NOTE".split()
+    titles = ["DEVICE", "NAME", "POOL", "TOTAL", "BUDGET", "RESERVED", "OTHERS", "MODELS", "NOTE"]
+    assert header.split() == titles
     assert first.split() == ["gpu0", "-", "default", "24GiB", "24GiB", "10GiB", "-", "on"]
     assert second.split() == ["gpu1", "-", "default", "24GiB", "24GiB", "0MiB", "-", "-"]
 
     said = tidegate(gateway, "devices", "drain", "gpu0")
     assert said == "gpu0 is taken back until `tidegate devices undrain gpu0`: its server ends\n"
-    wait_for(lambda: listed(gateway)["gpu1"]["instances"] and not listed(gateway)["gpu0"]["instances"])
+    wait_for(lambda: not listed(gateway)["gpu0"]["instances"], "the device is empty")
+    assert listed(gateway)["gpu1"]["instances"]
     assert listed(gateway)["gpu0"]["draining"] is True
     assert tidegate(gateway, "devices", "list").splitlines()[1].endswith("taken back by an operator")
     assert "nothing runs on it" in tidegate(gateway, "devices", "drain", "gpu0")

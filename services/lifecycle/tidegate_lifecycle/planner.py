@@ -249,12 +249,15 @@ class _Planner:
         intent = self.ledger.intents.get(model.name)
         if intent is None:
             return False
-        settling = any(self.ledger.cards[card].settling_mib for card in intent.devices)
+        settling = self._settling(intent)
         closed = any(self.ledger.cards[card].closed for card in intent.devices)
         if (intent.victims or settling) and not closed and self.ledger.suffices(intent):
             return True
         del self.ledger.intents[model.name]
         return False
+
+    def _settling(self, intent: Intent) -> bool:
+        return any(self.ledger.cards[card].settling_mib for card in intent.devices)
 
     def _start(self, model: Model, chosen: Chosen) -> None:
         if any(self.ledger.gated(card) for card in chosen.devices):
@@ -345,7 +348,7 @@ class _Planner:
         if ahead is None or loading is None or drain is None:
             return None
         wait = max(0.0, begins - self.now) + loading + drain
-        return ahead + wait + (STOP_TIME if intent.victims else 0.0) + load
+        return ahead + wait + (STOP_TIME if intent.victims or self._settling(intent) else 0.0) + load
 
     def _drain_left(self, victim: Instance) -> float | None:
         """Seconds until a victim is empty at the latest, once it may be told to drain; None = unknown."""

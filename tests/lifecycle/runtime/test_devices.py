@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import time
@@ -13,6 +14,8 @@ import pytest
 from tidegate_chassis.config import ConfigError
 from tidegate_lifecycle.catalog import DeviceSpec
 from tidegate_lifecycle.devices import Devices, HostSmi, Unreadable
+
+from .conftest import eventually
 
 TWO = (
     "0, GPU-aaa, NVIDIA H200, 143771, 500, 143271, Disabled\n"
@@ -247,6 +250,17 @@ async def test_a_program_that_hangs_in_the_driver_gets_none_beside_it(
             process.kill()
             process.communicate()
     assert await program.ask("-L") == TWO
+
+
+async def test_nothing_is_left_running(smi: Smi, tmp_path: Path) -> None:
+    """A program that hangs when the service ends is killed, and its caller is told at once."""
+    smi(f"echo $$ > {tmp_path}/pid\nexec sleep 600")
+    program = HostSmi()
+    asking = asyncio.ensure_future(program.ask("-L", deadline=60))
+    await eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+    await program.close()
+    with pytest.raises(Unreadable, match="failed with status -9"):
+        await asking
 
 
 async def test_a_driver_from_before_mig_is_asked_without_it(smi: Smi) -> None:
