@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_NAMED = re.compile(r"\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]+", re.IGNORECASE)
+_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z-]+")
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Device:
     def visible_as(self) -> str:
         """How CUDA_VISIBLE_DEVICES names it.
 
-        A declared one is a card of the driver if its id is an index or a UUID; else it has no such name.
+        A declared one is a card of the driver if its id is a UUID; else it has no such name.
         """
         if self.index is None:
-            return self.id if _NAMED.fullmatch(self.id) else ""
+            return self.id if _UUID.fullmatch(self.id) else ""
         return self.uuid or str(self.index)
 
 
