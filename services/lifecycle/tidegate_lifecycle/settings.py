@@ -37,8 +37,8 @@ class DeviceSettings(Settings):
 
     id: Annotated[str, Identifier()] = Field(
         ...,
-        description="Its name. Without `memory`: the index or UUID of a card that nvidia-smi shows, or of a MIG "
-        "instance (0:1, MIG-...). With it: any; with a UUID servers are started on that card.",
+        description="Its name. Without `memory`: the index or UUID of a card that nvidia-smi shows, or of a "
+        "MIG instance (0:1, MIG-...). With it: any; with a UUID servers are started on that card.",
     )
     memory: Annotated[int | None, Maybe(Size("1MiB", "10TiB"))] = Field(
         None, description="Total memory, declared; empty = read from the driver."
