@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import secrets
 import socket
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from tidegate_lifecycle.engines.base import Placement
 from tidegate_lifecycle.events import Events
 from tidegate_lifecycle.footprints.desk import Desk
 from tidegate_lifecycle.instance import Drain, Instance, InstanceState
+from tidegate_lifecycle.inventory import Events as Happened
+from tidegate_lifecycle.inventory import Inventory, names
 from tidegate_lifecycle.keeper import ExternalKeeper, Keeper, Tools
 from tidegate_lifecycle.link import Link
 from tidegate_lifecycle.needs import Estimate, Need, need_of
@@ -51,8 +52,6 @@ log = structlog.get_logger("tidegate.reconciler")
 
 EXTERNAL_PATIENCE = 5.0
 """Seconds that tickets wait for the first health check of an external server."""
-SETTLE = 2.0
-"""Seconds in which the driver may still show the memory of a server that has gone."""
 SHUTDOWN_GRACE = 3.0
 """Seconds from SIGTERM to SIGKILL when the service stops."""
 
@@ -70,14 +69,14 @@ class Fleet:
         store: Store,
         devices: Sequence[Device],
         load_times: dict[str, float],
+        taken: Collection[str] = (),
     ) -> None:
         self.catalog, self.policy, self.folder, self.boot = catalog, policy, folder, boot
         self.link, self.store = link, store
-        self.devices = {device.id: device for device in devices}
-        self.foreign: dict[str, int] = {}
-        """MiB used by others, per device."""
-        self.freed: dict[str, float] = {}
-        """When a server of ours last left a device."""
+        self.inventory = Inventory(devices, taken)
+        self.devices = self.inventory.devices
+        self.hurry: Callable[[bool], None] = lambda settling: None
+        """Told whether memory waits to be seen free: then the devices are read at once, and fast."""
         self.load_times = load_times
         self.estimates: dict[str, Estimate] = {}
         """What the files of a model say that it needs."""
@@ -132,24 +131,12 @@ class Fleet:
 
     def cards(self) -> tuple[Card, ...]:
         """The devices as the planner sees them."""
-        return tuple(
-            Card(one.id, one.pool, one.total_mib, one.budget_mib, self.foreign.get(one.id, 0), one.name)
-            for one in self.devices.values()
-        )
+        return self.inventory.cards()
 
-    def read_devices(self, devices: Iterable[Device], began: float) -> None:
-        """Takes in readings that were begun then: others' use is what there is beyond our reservations.
-
-        A reading from around the end of a server of ours is no news about others: memory comes back with a
-        delay, and taking it for theirs would refuse the very model for which it was freed.
-        """
-        for device in devices:
-            self.devices[device.id] = device
-            if device.used_mib is None or self.freed.get(device.id, -math.inf) + SETTLE > began:
-                continue
-            self.footprints.read(device, began)
-            ours = sum(i.reserved_mib for i in self.instances.values() if device.id in i.devices)
-            self.foreign[device.id] = max(0, device.used_mib - ours)
+    def tell(self, events: Happened, now: float) -> None:
+        """Events of the inventory."""
+        for kind, words in events:
+            self.events.add(now, kind, message=words)
 
     def publish(self, now: float) -> None:
         """Compares each model's view with the last one; a new generation when any differs."""
@@ -198,6 +185,7 @@ class Fleet:
         cards = self.cards()
         ledger = Ledger(cards, self.instances.values())
         for card in cards:
+            metrics.DEVICE_SETTLING.labels(card.id).set(card.settling_mib * 2**20)
             metrics.DEVICE_BUDGET.labels(card.id).set(card.budget_mib * 2**20)
             metrics.DEVICE_RESERVED.labels(card.id).set(ledger.reserved(card.id) * 2**20)
             metrics.DEVICE_FOREIGN.labels(card.id).set(card.foreign_mib * 2**20)
@@ -254,7 +242,7 @@ class Fleet:
                 cwd=self.folder,
                 host=host,
                 port=port,
-                device_ids=action.devices,
+                device_ids=tuple(device.key for device in devices),
                 reserved_mib=action.reserved_mib,
                 image=model.image,
                 image_entrypoint=command.image_entrypoint,
@@ -301,7 +289,8 @@ class Fleet:
     def take_over(self, item: Found, now: float) -> None:
         """Adopts a server that was found running; one that isn't wanted as it is ends, and holds its room."""
         server = item.server
-        known = tuple(device for device in server.device_ids if device in self.devices)
+        found = (self.inventory.find(name) for name in server.device_ids)
+        known = tuple(device.id for device in found if device is not None)
         instance = Instance(
             server.instance_id,
             server.model,
@@ -368,3 +357,9 @@ def _shape(item: ModelView) -> tuple[Any, ...]:
 def refused(reason: str, text: str, retry_after: float = 0.0) -> Refused:
     """An order that can't be carried out."""
     return Refused(grpc.StatusCode.FAILED_PRECONDITION, reason, text, retry_after)
+
+
+def no_device(name: str, devices: Sequence[Device]) -> Refused:
+    """There is none of that name."""
+    text = f"there is no device {name[:200]!r}; there are {names(devices)}"
+    return Refused(grpc.StatusCode.NOT_FOUND, "REASON_NOT_FOUND", text)

@@ -155,6 +155,16 @@ class FootprintsKept:
 
 
 @dataclass(frozen=True)
+class DeviceOrder:
+    """An operator takes a device back, or gives it back; `done` gets its id or a Refused."""
+
+    device: str
+    """Id or UUID."""
+    drain: bool
+    done: asyncio.Future[str] = field(compare=False)
+
+
+@dataclass(frozen=True)
 class Broke:
     """A task of the service ended with an exception: fatal."""
 
@@ -178,5 +188,6 @@ Message = (
     | MeasureOrder
     | FootprintOrder
     | FootprintsKept
+    | DeviceOrder
     | Broke
 )

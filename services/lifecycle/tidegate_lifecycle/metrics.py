@@ -43,6 +43,12 @@ DEVICE_RESERVED = Gauge(
     "tidegate_device_reserved_bytes", "Reserved for instances and intents.", ["device"], registry=REGISTRY
 )
 DEVICE_FOREIGN = Gauge("tidegate_device_foreign_bytes", "Used by others.", ["device"], registry=REGISTRY)
+DEVICE_SETTLING = Gauge(
+    "tidegate_device_settling_bytes",
+    "Of servers that have gone, and not shown as free by the driver yet.",
+    ["device"],
+    registry=REGISTRY,
+)
 ADMISSION_CONNECTED = Gauge(
     "tidegate_admission_connected", "1 while an admission is connected.", registry=REGISTRY
 )

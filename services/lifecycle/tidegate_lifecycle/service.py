@@ -140,6 +140,16 @@ class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceS
         await self._order("pin" if request.pinned else "unpin", model)
         return pb.PinModelResponse(model=model.name, pinned=request.pinned or model.always_on)
 
+    async def DrainDevice(self, request: pb.DrainDeviceRequest, context: Context) -> pb.DrainDeviceResponse:  # noqa: N802
+        """Takes a device back, or gives it back; NOT_FOUND names those that there are."""
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.post(messages.DeviceOrder(request.device_id, request.drain, done))
+        async with asyncio.timeout(10):
+            device = await done
+        there = [item for item in self.fleet.instances.values() if device in item.devices]
+        leases = sum(item.leases for item in there)
+        return pb.DrainDeviceResponse(device_id=device, instances=len(there), leases=leases)
+
     async def PlanPlacement(  # noqa: N802
         self, request: pb.PlanPlacementRequest, context: Context
     ) -> pb.PlanPlacementResponse:

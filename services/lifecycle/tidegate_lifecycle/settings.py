@@ -37,7 +37,9 @@ class DeviceSettings(Settings):
     """One entry of `lifecycle.devices`."""
 
     id: Annotated[str, Identifier()] = Field(
-        ..., description="Its name; without `memory`: the index or UUID of a card that nvidia-smi shows."
+        ...,
+        description="Its name. Without `memory`: the index or UUID of a card that nvidia-smi shows, or of a "
+        "MIG instance (0:1, MIG-...). With it: any; with a UUID servers are started on that card.",
     )
     memory: Annotated[int | None, Maybe(Size("1MiB", "10TiB"))] = Field(
         None, description="Total memory, declared; empty = read from the driver."

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import structlog
@@ -27,9 +27,15 @@ ALPHA = 0.3
 _TABLES = """
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS roster (id INTEGER PRIMARY KEY CHECK (id = 1), sessions TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS taken (device TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS loads (model TEXT PRIMARY KEY, seconds REAL NOT NULL, count INTEGER NOT NULL);
 """
-_QUERIES = ("SELECT value FROM counters", "SELECT sessions FROM roster", "SELECT seconds, count FROM loads")
+_QUERIES = (
+    "SELECT value FROM counters",
+    "SELECT sessions FROM roster",
+    "SELECT seconds, count FROM loads",
+    "SELECT device FROM taken",
+)
 
 
 class Store:
@@ -76,6 +82,14 @@ class Store:
     async def record_load(self, model: str, seconds: float) -> float:
         """Takes a load into the mean, and returns it."""
         return await self._do(self._record_load, model, seconds)
+
+    async def taken(self) -> set[str]:
+        """The devices that an operator has taken back: UUIDs, or ids of declared ones."""
+        return await self._do(self._taken)
+
+    async def set_taken(self, devices: Collection[str]) -> None:
+        """Remembers them."""
+        await self._do(self._set_taken, sorted(devices))
 
     async def close(self) -> None:
         """Closes the file and gives the directory free."""
@@ -154,6 +168,14 @@ class Store:
 
     def _set_roster(self, roster: list[str]) -> None:
         self._write("INSERT OR REPLACE INTO roster VALUES (1, ?)", (json.dumps(roster),))
+
+    def _taken(self) -> set[str]:
+        return {row[0] for row in self._db.execute("SELECT device FROM taken")}
+
+    def _set_taken(self, devices: list[str]) -> None:
+        text = json.dumps(devices)
+        self._write("DELETE FROM taken WHERE device NOT IN (SELECT value FROM json_each(?))", (text,))
+        self._write("INSERT OR IGNORE INTO taken SELECT value FROM json_each(?)", (text,))
 
     def _load_times(self) -> dict[str, float]:
         return dict(self._db.execute("SELECT model, seconds FROM loads").fetchall())

@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     _queues(commands)
     _models(commands)
     _footprints(commands)
+    _devices(commands)
     _explain(commands)
     _events(commands)
     _logs(commands)
@@ -63,6 +64,21 @@ def _models(commands: Any) -> None:
     for command in (load, unload, pin, unpin):
         command.add_argument("model", metavar="MODEL", help="its name or an alias")
     for command in (listing, load, unload, pin, unpin):
+        _json(command)
+        _where("lifecycle", command)
+
+
+def _devices(commands: Any) -> None:
+    actions = _noun(commands, "devices", "what models run on: list the devices, take one back, give it back")
+    listing = actions.add_parser("list", help="every device: memory, who holds it, what is wrong with it")
+    drain = actions.add_parser(
+        "drain",
+        help="take it back: its servers end when their requests are done, nothing new is placed there",
+    )
+    undrain = actions.add_parser("undrain", help="give it back")
+    for command in (drain, undrain):
+        command.add_argument("device", metavar="DEVICE", help="its id or its UUID")
+    for command in (listing, drain, undrain):
         _json(command)
         _where("lifecycle", command)
 

@@ -938,6 +938,9 @@ class DeviceStatus(_message.Message):
     FOREIGN_MIB_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    PROBLEM_MS_FIELD_NUMBER: _builtins.int
+    SETTLING_MIB_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """Its id in the configuration."""
     uuid: _builtins.str
@@ -958,6 +961,12 @@ class DeviceStatus(_message.Message):
     """An operator has taken it back."""
     problem: _builtins.str
     """Why it can't be read; empty = it can."""
+    problem_ms: _builtins.int
+    """For how long that has been so, in ms; unset = there is no problem, or it was there at the start."""
+    settling_mib: _builtins.int
+    """Memory of servers that have gone which the driver hasn't shown as free yet, in MiB: not promised to anybody."""
+    missing: _builtins.bool
+    """The driver doesn't show it any more: nothing is placed there; what runs on it is kept while it answers."""
     def __init__(
         self,
         *,
@@ -971,14 +980,22 @@ class DeviceStatus(_message.Message):
         foreign_mib: _builtins.int | None = ...,
         draining: _builtins.bool = ...,
         problem: _builtins.str = ...,
+        problem_ms: _builtins.int | None = ...,
+        settling_mib: _builtins.int = ...,
+        missing: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_foreign_mib", b"_foreign_mib", "foreign_mib", b"foreign_mib"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_foreign_mib", b"_foreign_mib", "_problem_ms", b"_problem_ms", "foreign_mib", b"foreign_mib", "problem_ms", b"problem_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_foreign_mib", b"_foreign_mib", "budget_mib", b"budget_mib", "device_id", b"device_id", "draining", b"draining", "foreign_mib", b"foreign_mib", "name", b"name", "pool", b"pool", "problem", b"problem", "reserved_mib", b"reserved_mib", "total_mib", b"total_mib", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_foreign_mib", b"_foreign_mib", "_problem_ms", b"_problem_ms", "budget_mib", b"budget_mib", "device_id", b"device_id", "draining", b"draining", "foreign_mib", b"foreign_mib", "missing", b"missing", "name", b"name", "pool", b"pool", "problem", b"problem", "problem_ms", b"problem_ms", "reserved_mib", b"reserved_mib", "settling_mib", b"settling_mib", "total_mib", b"total_mib", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__foreign_mib: _TypeAlias = _typing.Literal["foreign_mib"]  # noqa: Y015
     _WhichOneofArgType__foreign_mib: _TypeAlias = _typing.Literal["_foreign_mib", b"_foreign_mib"]  # noqa: Y015
+    _WhichOneofReturnType__problem_ms: _TypeAlias = _typing.Literal["problem_ms"]  # noqa: Y015
+    _WhichOneofArgType__problem_ms: _TypeAlias = _typing.Literal["_problem_ms", b"_problem_ms"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__foreign_mib) -> _WhichOneofReturnType__foreign_mib | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__problem_ms) -> _WhichOneofReturnType__problem_ms | None: ...
 
 Global___DeviceStatus: _TypeAlias = DeviceStatus  # noqa: Y015
 
@@ -1203,7 +1220,7 @@ class DrainDeviceRequest(_message.Message):
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
-    """Its id."""
+    """Its id, or its UUID. NOT_FOUND names those that there are."""
     drain: _builtins.bool
     """False = give it back to the service."""
     def __init__(
@@ -1226,12 +1243,25 @@ class DrainDeviceResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """Its id."""
+    instances: _builtins.int
+    """Servers that are on it now; they drain when it was taken back."""
+    leases: _builtins.int
+    """Requests in flight on them, by the last demand."""
     def __init__(
         self,
+        *,
+        device_id: _builtins.str = ...,
+        instances: _builtins.int = ...,
+        leases: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "instances", b"instances", "leases", b"leases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

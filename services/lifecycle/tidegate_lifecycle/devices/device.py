@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-_NAMED = re.compile(r"\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]+", re.IGNORECASE)
+_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z-]+")
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,22 @@ class Device:
 
     @property
     def key(self) -> str:
-        """What is remembered of it goes by this: an index may be another card's after a restart."""
+        """What outlasts this process knows it by this: an index may be another card's after a restart."""
         return self.uuid or self.id
 
     @property
     def visible_as(self) -> str:
         """How CUDA_VISIBLE_DEVICES names it.
 
-        A declared one is a card of the driver if its id is an index or a UUID; else it has no such name.
+        A declared one is a card of the driver if its id is a UUID; else it has no such name.
         """
         if self.index is None:
-            return self.id if _NAMED.fullmatch(self.id) else ""
+            return self.id if _UUID.fullmatch(self.id) else ""
         return self.uuid or str(self.index)
+
+
+def find(devices: Iterable[Device], name: str) -> Device | None:
+    """The one of that UUID, or of that id."""
+    known = list(devices)
+    by_key = (device for device in known if device.key == name)
+    return next(by_key, next((device for device in known if device.id == name), None))

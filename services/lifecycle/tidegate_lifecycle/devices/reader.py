@@ -1,65 +1,70 @@
-"""The cards: declared in the configuration, or read from the driver through nvidia-smi.
+"""Reads the cards: those of the configuration, or all that nvidia-smi shows.
 
-Every field that is read is a value or a reason: a 0 or an unreadable number is a problem that status shows,
-never silently a card without memory.
+A card is known by its UUID: the driver's order and indexes change when another card vanishes. Every field is
+a value or a reason: what can't be read is a problem that status shows, never silently a card without memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
 from tidegate_chassis.config import ConfigError, Problem
+from tidegate_chassis.process import monotonic
 from tidegate_lifecycle.catalog import DeviceSpec
 from tidegate_lifecycle.devices.device import Device
-from tidegate_lifecycle.devices.smi import DEADLINE, HostSmi, Unreadable, printable
+from tidegate_lifecycle.devices.parsing import QUERY, WITHOUT_MIG, Seen, parse, with_parts
+from tidegate_lifecycle.devices.smi import DEADLINE, HostSmi, Smi, Unreadable
 
 log = structlog.get_logger("tidegate.devices")
 
-QUERY = (
-    "--query-gpu=index,uuid,name,memory.total,memory.used,memory.free",
-    "--format=csv,noheader,nounits",
-)
 BACKOFF = (0.5, 1.0)
-"""Seconds before the second and the third try."""
+"""Seconds before the second and the third try at the start."""
 _HELP = (
     "declare the cards under lifecycle.devices, each with id and memory (such as {id: gpu0, memory: 24GiB}),"
     " or make nvidia-smi work here"
 )
-
-
-@dataclass(frozen=True)
-class _Card:
-    """A line of nvidia-smi, each number or None; `problem` says what is wrong with them."""
-
-    index: int
-    uuid: str
-    name: str
-    total: int | None
-    used: int | None
-    problem: str
+_MEMINFO = Path("/proc/meminfo")
 
 
 class Devices:
     """Reads the cards; without specs all that nvidia-smi shows. For declared memory alone it isn't run."""
 
     def __init__(
-        self, specs: Sequence[DeviceSpec], deadline: float = DEADLINE, backoff: Sequence[float] = BACKOFF
+        self,
+        specs: Sequence[DeviceSpec],
+        smi: Smi | None = None,
+        deadline: float = DEADLINE,
+        backoff: Sequence[float] = BACKOFF,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._smi = HostSmi()
         self._specs = tuple(specs)
+        self._smi = smi or HostSmi()
         self._deadline = deadline
         self._backoff = tuple(backoff)
+        self._clock = clock
         self._last: list[Device] = []
-        self._reading: asyncio.Task[list[_Card]] | None = None
+        self._fields = QUERY
+        self._reading: asyncio.Task[list[Seen]] | None = None
+
+    @property
+    def every(self) -> float:
+        """Seconds that should pass between two readings at least."""
+        return self._smi.every
+
+    @property
+    def asks_driver(self) -> bool:
+        """At least one card's memory isn't declared."""
+        return not self._specs or any(spec.memory_mib is None for spec in self._specs)
 
     async def open(self) -> list[Device]:
         """Reads them, with retries. ConfigError, saying what to do, when one that is needed can't be read."""
-        cards: list[_Card] = []
-        if self._asks_driver:
+        cards: list[Seen] = []
+        if self.asks_driver:
             for pause in (*self._backoff, None):
                 try:
                     cards = await self._cards()
@@ -75,103 +80,145 @@ class Devices:
         if problems:
             raise ConfigError(problems)
         if not any(device.total_mib for device in self._last):
-            words = "; ".join(f"{device.id}: {device.problem}" for device in self._last)
-            raise ConfigError([Problem("lifecycle.devices", f"no device can be read: {words}; {_HELP}")])
+            words = "; ".join(device.problem for device in self._last)
+            text = f"no device can be read: {words}; {_HELP}{await _hint()}"
+            raise ConfigError([Problem("lifecycle.devices", text)])
+        for device in self._last:
+            if device.problem:
+                log.warning("device.problem", device=device.id, uuid=device.uuid, why=device.problem)
         return self._last
 
     async def read(self) -> list[Device]:
-        """The cards as they are now; when they can't be read, as they were, with the problem."""
-        if not self._asks_driver:
+        """The cards as they are now.
+
+        1. nvidia-smi gives nothing: as they were, with the problem and since when.
+        2. One that it doesn't show any more is missing.
+        3. One whose memory it doesn't tell any more keeps what it had, with the problem.
+        """
+        if not self.asks_driver:
             return self._last
         try:
-            now = self._match(await self._cards(), [])
-        except Unreadable as error:
-            self._last = [self._stale(device, str(error)) for device in self._last]
+            seen = await self._cards()
+        except Unreadable as error:  # 1
+            now = self._clock()
+            self._last = [_stale(device, str(error), now) for device in self._last]
             return self._last
-        seen = {device.id: device for device in now if device.total_mib or device.index is None}
-        gone = "nvidia-smi doesn't show it, or not its memory, any more"
-        self._last = [seen.get(device.id) or self._stale(device, gone) for device in self._last]
+        now = self._clock()
+        self._last = [self._updated(device, seen, now) for device in self._last]
         return self._last
 
-    @property
-    def _asks_driver(self) -> bool:
-        return not self._specs or any(spec.memory_mib is None for spec in self._specs)
+    def _updated(self, device: Device, seen: Sequence[Seen], now: float) -> Device:
+        if device.index is None:
+            return device
+        card = next((one for one in seen if _same(device, one)), None)
+        if card is None:  # 2
+            gone = "nvidia-smi doesn't show it any more; what runs on it is kept while it answers"
+            return replace(_stale(device, gone, now), missing=True)
+        if not card.total:  # 3
+            return replace(_stale(device, card.problem, now), missing=False, index=card.index)
+        budget = device.budget_mib
+        if card.total != device.total_mib:
+            budget = int(card.total * self._share(device))
+        return replace(
+            device,
+            index=card.index,
+            total_mib=card.total,
+            budget_mib=budget,
+            used_mib=card.used,
+            problem=card.problem,
+            since=_since(device, now) if card.problem else None,
+            missing=False,
+        )
 
-    def _stale(self, device: Device, problem: str) -> Device:
-        return device if device.index is None else replace(device, problem=problem)
+    def _share(self, device: Device) -> float:
+        spec = next((spec for spec in self._specs if spec.id == device.id), DeviceSpec(device.id))
+        return spec.budget
 
-    async def _cards(self) -> list[_Card]:
+    async def close(self) -> None:
+        """Leaves nothing behind."""
+        if self._reading is not None:
+            self._reading.cancel()
+        await self._smi.close()
+
+    async def _cards(self) -> list[Seen]:
         """One nvidia-smi at a time: a driver that hangs must not collect a heap of them."""
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._query())
         return await asyncio.shield(self._reading)
 
-    async def _query(self) -> list[_Card]:
-        return parse(await self._smi.ask(*QUERY, deadline=self._deadline))
+    async def _query(self) -> list[Seen]:
+        cards = parse(await self._table())
+        if not any(card.parted for card in cards):
+            return cards
+        listing = await self._smi.ask("-L", deadline=self._deadline)
+        return with_parts(cards, listing, await self._smi.ask("-q", "-x", deadline=self._deadline))
 
-    def _match(self, cards: Sequence[_Card], problems: list[Problem]) -> list[Device]:
+    async def _table(self) -> str:
+        try:
+            return await self._smi.ask(*self._fields, deadline=self._deadline)
+        except Unreadable as error:
+            if self._fields is WITHOUT_MIG or "mig.mode" not in str(error):
+                raise
+        self._fields = WITHOUT_MIG  # a driver from before there was MIG
+        return await self._smi.ask(*self._fields, deadline=self._deadline)
+
+    def _match(self, cards: Sequence[Seen], problems: list[Problem]) -> list[Device]:
         if not self._specs:
-            return [_device(DeviceSpec(str(card.index)), card) for card in cards]
-        devices, taken = [], set()
+            return [_device(DeviceSpec(card.number), card) for card in cards]
+        devices: list[Device] = []
+        taken: set[str] = set()
         for i, spec in enumerate(self._specs):
             path = f"lifecycle.devices.{i}"
             if spec.memory_mib is not None:
                 devices.append(_device(spec, None))
                 continue
             wanted = spec.id.strip().lower()
-            card = next((one for one in cards if wanted in (str(one.index), one.uuid.lower())), None)
+            card = next((one for one in cards if wanted in (one.number, one.uuid.lower())), None)
             if card is None:
-                there = ", ".join(f"{one.index} ({one.uuid})" for one in cards)
-                problems.append(
-                    Problem(
-                        path, f"no card has the index or UUID {spec.id!r}; there are {there}. Or give memory"
-                    )
-                )
-            elif card.index in taken:
-                problems.append(Problem(path, f"the card {card.index} ({card.uuid}) is listed twice"))
+                there = ", ".join(f"{one.number} ({one.uuid})" for one in cards)
+                text = f"no card has the index or UUID {spec.id!r}; there are {there}. Or give memory"
+                problems.append(Problem(path, text))
+            elif card.number in taken:
+                problems.append(Problem(path, f"the card {card.number} ({card.uuid}) is listed twice"))
             elif not card.total:
                 problems.append(Problem(path, f"{card.problem}; give its memory"))
             else:
-                taken.add(card.index)
+                taken.add(card.number)
                 devices.append(_device(spec, card))
         return devices
 
 
-def parse(output: str) -> list[_Card]:
-    """The lines of nvidia-smi; Unreadable when there is no line of the right form."""
-    cards = []
-    for line in output.splitlines():
-        cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) < 6 or not cells[0].isdecimal() or not cells[1].isprintable() or not cells[1]:
-            continue
-        index, uuid, *name, total, used, free = cells
-        cards.append(_card(int(index), uuid, ", ".join(name), _number(total), _number(used), _number(free)))
-    if not cards:
-        first = output.strip().splitlines()[:1]
-        shown = printable("".join(first), 80)
-        raise Unreadable(f"nvidia-smi shows no card, but {shown!r}" if shown else "nvidia-smi shows no card")
-    if len({card.index for card in cards}) < len(cards):
-        raise Unreadable("nvidia-smi shows an index twice")
-    return cards
+def _stale(device: Device, problem: str, now: float) -> Device:
+    return device if device.index is None else replace(device, problem=problem, since=_since(device, now))
 
 
-def _card(index: int, uuid: str, name: str, total: int | None, used: int | None, free: int | None) -> _Card:
-    """What the numbers are worth: 1. a total; 2. a use within it; else the use by what is free."""
-    if not total:  # 1
-        return _Card(index, uuid, name, None, None, f"the driver doesn't tell the memory of card {index}")
-    if used is None and free is not None:
-        used = total - free
-    if used is None or not 0 <= used <= total or (free is not None and free > total):  # 2
-        return _Card(index, uuid, name, total, None, f"the driver doesn't tell the use of card {index}")
-    return _Card(index, uuid, name, total, used, "")
+def _since(device: Device, now: float) -> float | None:
+    return device.since if device.problem else now
 
 
-def _number(cell: str) -> int | None:
-    number = cell.removesuffix(" MiB")
-    return int(number) if number.isascii() and number.isdecimal() else None
+def _same(device: Device, card: Seen) -> bool:
+    return device.uuid == card.uuid if device.uuid else device.index == card.index
 
 
-def _device(spec: DeviceSpec, card: _Card | None) -> Device:
+async def _hint() -> str:
+    """For cards that share the machine's memory, whose driver tells none: how to declare it, and how much."""
+    total = await asyncio.to_thread(machine_mib)
+    return (
+        f". A card that shares the machine's memory ({total} MiB) is declared with a part of that, and"
+        " with its UUID as id: by that its servers find it"
+    )
+
+
+def machine_mib(meminfo: Path = _MEMINFO) -> int:
+    """The machine's memory in MiB; 0 = unknown."""
+    try:
+        words = meminfo.read_text().split()
+        return int(words[words.index("MemTotal:") + 1]) // 1024
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _device(spec: DeviceSpec, card: Seen | None) -> Device:
     total = spec.memory_mib or 0 if card is None else card.total or 0
     return Device(
         id=spec.id,
@@ -184,4 +231,3 @@ def _device(spec: DeviceSpec, card: _Card | None) -> Device:
         used_mib=card.used if card else None,
         problem=card.problem if card else "",
     )
-

@@ -43,6 +43,7 @@ class HostSmi:
     def __init__(self, program: str = PROGRAM) -> None:
         self._program = program
         self._stuck: subprocess.Popen[str] | None = None
+        self._running: set[subprocess.Popen[str]] = set()
 
     async def ask(self, *arguments: str, deadline: float = DEADLINE) -> str:
         """See `Smi.ask`. The thread is a daemon: one that waits for a driver doesn't keep us from ending."""
@@ -58,7 +59,9 @@ class HostSmi:
         return await asyncio.shield(asyncio.wrap_future(answer))
 
     async def close(self) -> None:
-        """Nothing to leave."""
+        """What still runs is killed; a hung driver isn't waited for."""
+        for process in list(self._running):
+            process.kill()
 
     def _run(self, command: Sequence[str], deadline: float) -> str:
         """In a thread. One that hangs in the driver can't even be killed: it is left, and none is put beside
@@ -79,11 +82,14 @@ class HostSmi:
             raise Unreadable("nvidia-smi was not found") from None
         except OSError as error:
             raise Unreadable(f"nvidia-smi can't be run: {error.strerror}") from error
+        self._running.add(process)
         try:
             output, _ = process.communicate(timeout=deadline)
         except subprocess.TimeoutExpired:
             self._end(process)
             raise Unreadable(f"nvidia-smi gave no answer within {deadline:g} s") from None
+        finally:
+            self._running.discard(process)
         return checked(output, process.returncode)
 
     def _end(self, process: subprocess.Popen[str]) -> None:
@@ -99,7 +105,7 @@ def checked(output: str, status: int) -> str:
     """What it printed; Unreadable with its first words when its exit status tells a failure."""
     if status:
         said = printable(" ".join(output.split()), 160)
-        raise Unreadable(f"nvidia-smi failed with status {status}: {said}")
+        raise Unreadable(f"nvidia-smi failed with status {status}{': ' if said else ''}{said}")
     return output
 
 

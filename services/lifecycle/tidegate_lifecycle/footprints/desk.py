@@ -65,8 +65,7 @@ class Desk:
         """Before the first reconcile; the fleet's devices have just been read."""
         self.store, self.meter = store, meter
         self.known = {item.key: item for item in kept}
-        for device in self._fleet.devices.values():
-            self.read(device, monotonic())
+        self.read(monotonic())
 
     # -- what holds now ----------------------------------------------------------------------------
 
@@ -81,6 +80,7 @@ class Desk:
 
     def _match(self) -> Needs:
         needs: Needs = {}
+        metrics.FOOTPRINT.clear()
         for name, model in self._fleet.catalog.models.items():
             found = {
                 (item.kind, item.count): item.reserve_mib
@@ -101,14 +101,17 @@ class Desk:
 
     # -- what happens to servers -------------------------------------------------------------------
 
-    def read(self, device: Device, began: float) -> None:
-        """A card was read when nothing that had gone was still showing."""
-        if device.used_mib is not None and not device.problem:
-            self._readings[device.id] = Reading(device.used_mib, began)
+    def read(self, began: float) -> None:
+        """The cards were read: what is used of one on which nothing settles may be the base of a start."""
+        for card in self._fleet.cards():
+            device = self._fleet.devices[card.id]
+            if device.used_mib is not None and not device.problem and not card.settling_mib:
+                self._readings[device.id] = Reading(device.used_mib, began)
 
     def started(self, instance: Instance, now: float) -> None:
         """A start was ordered: what is used of its cards before."""
-        found = base(instance, self._fleet.instances.values(), self._readings, self._fleet.freed, now)
+        freed = self._fleet.inventory.freed
+        found = base(instance, self._fleet.instances.values(), self._readings, freed, now)
         if found is not None:
             self._bases[instance.id] = found
 
@@ -190,7 +193,7 @@ class Desk:
             asked,
             self._bases.get(instance.id),
             self._fleet.instances.values,
-            self._fleet.freed,
+            self._fleet.inventory.freed,
             self._fleet.tools.post,
         )
 

@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
@@ -131,9 +132,9 @@ class FootprintsServicer:
         for kind in kinds:
             new = self._imported(model, kind, count, item.mib_per_device, at, item.signature)
             if item.reserve_mib:
-                new = Footprint(**{**vars(new), "reserve_mib": item.reserve_mib})
+                new = replace(new, reserve_mib=item.reserve_mib)
             confidence, samples = item.confidence or 1.0, item.samples or 1
-            taken[new.key] = Footprint(**{**vars(new), "confidence": confidence, "samples": samples})
+            taken[new.key] = replace(new, confidence=confidence, samples=samples)
 
     def _take_old(self, text: str, taken: dict[tuple[str, str], Footprint], left_out: list[str]) -> None:
         try:

@@ -33,6 +33,7 @@ class StartSpec:
     port: int
     """Where it will listen, from `Runtime.endpoint`."""
     device_ids: tuple[str, ...]
+    """What outlasts this process knows its devices by: UUIDs, or ids of declared ones."""
     reserved_mib: int
     """Memory reserved for it on each of its devices, in MiB."""
     image: str = ""
