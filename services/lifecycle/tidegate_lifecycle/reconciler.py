@@ -245,6 +245,7 @@ class Reconciler:
             self.fleet.pinned.discard(name)
         elif message.verb == "unload":
             self.fleet.ordered.discard(name)
+            self._give_up(name, now)
             if any(instance.model == name for instance in self.fleet.instances.values()):
                 self.fleet.unload.add(name)
         elif message.verb == "load":
@@ -255,6 +256,13 @@ class Reconciler:
                 return
             self.fleet.ordered.add(name)
         message.done.set_result(None)
+
+    def _give_up(self, name: str, now: float) -> None:
+        """Ends starts that have no server yet: nobody needs what is being downloaded for them."""
+        for instance in list(self.fleet.instances.values()):
+            if instance.model == name and instance.state is InstanceState.STARTING and not instance.address:
+                self.fleet.end_span(instance.id, "unloaded")
+                self.fleet.stop(instance, now, "an operator unloaded it")
 
     # -- plan, act, publish ------------------------------------------------------------------------
 
