@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from tests.support import hub as support
@@ -48,8 +49,12 @@ def preparer(served: support.Hub, folder: Path, seen_at: str = "") -> Preparer:
     return Preparer(Cache.at(folder), seen_at, {"HF_ENDPOINT": served.url})
 
 
+def read(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
 def content(files: Files) -> bytes:
-    return Path(files.model).read_bytes()
+    return read(files.model)
 
 
 def snapshot(served: support.Hub, folder: Path) -> Path:
@@ -72,9 +77,8 @@ async def test_a_split_model_and_its_projector(served: support.Hub, tmp_path: Pa
     assert await mine.prepare(LLAMA, reports.append) == files
     assert (len(served.requests), len(reports)) == (asked, told)
     (there / PARTS[1]).resolve().unlink()
-    (there / PARTS[0]).resolve().unlink()
     await mine.prepare(LLAMA, reports.append)
-    assert (there / PARTS[0]).read_bytes() == CONTENT, "what was deleted is fetched again"
+    assert (there / PARTS[1]).read_bytes() == b"second", "what was deleted is fetched again"
 
 
 async def test_what_the_servers_are_given(served: support.Hub, tmp_path: Path) -> None:
@@ -110,16 +114,51 @@ async def test_in_a_container_the_cache_lies_elsewhere(served: support.Hub, tmp_
 @pytest.mark.parametrize(
     "model",
     [
-        Model("m", engine="vllm", source="org/model"),
+        Model("m", engine="vllm", source="org/model", extra_args=("--revision=v1",)),
+        Model("m", engine="vllm", source="org/model", env={"HF_HOME": "/elsewhere"}),
+        Model("m", engine="vllm", source="./folder"),
         Model("m", engine="llamacpp", source="/models/m.gguf"),
         Model("m", engine="llamacpp", source="gpt2"),
         Model("m", engine="command", command=("x",)),
     ],
 )
 async def test_what_is_left_to_the_server(served: support.Hub, tmp_path: Path, model: Model) -> None:
-    """Repositories of vLLM's own, local files, what is no repository, other engines: nobody is asked."""
+    """Other revisions or caches, local files, what is no repository, other engines: nobody is asked."""
     assert await preparer(served, tmp_path).prepare(model, print) == Files()
     assert not served.requests
+
+
+async def test_the_weights_that_vllm_loads(served: support.Hub, tmp_path: Path) -> None:
+    """They lie in the cache where the hub's own library finds them, and vLLM is told which cache that is."""
+    shards = {f"model-{n:05}-of-00002.safetensors": os.urandom(50_000) for n in (1, 2)}
+    served.repos["org/big"] = {**shards, "config.json": b"{}", "pytorch_model.bin": b"old"}
+    served.fault("model-00002-of-00002.safetensors").cut = [20_000]
+    model = Model("m", engine="vllm", source="org/big")
+    reports: list[Progress] = []
+    mine = preparer(served, tmp_path)
+    files = await mine.prepare(model, reports.append)
+    assert files == Files(hub_cache=str(tmp_path / "hub"))
+    assert reports[-1] == Progress(100_000, 100_000)
+    made = VllmEngine({}, gpu=False).command(model, Placement("h", 1, (), 0, files))
+    assert made.argv[:3] == ("vllm", "serve", "org/big")
+    assert made.env["HF_HUB_CACHE"] == str(tmp_path / "hub")
+    served.close()
+    for name, weights in shards.items():
+        found = huggingface_hub.try_to_load_from_cache("org/big", name, cache_dir=tmp_path / "hub")
+        assert isinstance(found, str)
+        assert read(found) == weights
+    assert await mine.prepare(model, print) == files, "a swap needs no hub"
+
+
+async def test_weights_that_the_hub_does_not_give(served: support.Hub, tmp_path: Path) -> None:
+    """A gated repository, one that isn't there, no hub at all: vLLM shall try, and tells its own reason."""
+    served.repos["org/gated"] = {"model.safetensors": b"x"}
+    served.gated["org/gated"] = "hf_other"
+    for repo in ("org/gated", "org/none"):
+        model = Model("m", engine="vllm", source=repo)
+        assert await preparer(served, tmp_path).prepare(model, print) == Files()
+    served.close()
+    assert await preparer(served, tmp_path).prepare(Model("m", engine="vllm", source="a/b"), print) == Files()
 
 
 async def test_a_file_by_its_address(served: support.Hub, tmp_path: Path) -> None:

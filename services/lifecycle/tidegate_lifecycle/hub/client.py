@@ -57,10 +57,13 @@ class Hub:
             environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
         )
 
-    async def listing(self, repo: str) -> Listing:
-        """The repository's files with their sizes; from the cache when the hub doesn't help. HubFailed."""
+    async def listing(self, repo: str, patient: bool = True) -> Listing:
+        """The repository's files with their sizes; from the cache when the hub doesn't help. HubFailed.
+
+        `patient`: a hub in trouble is asked again, if the cache has nothing.
+        """
         try:
-            return await self._call(repo, lambda: self._listing(repo))
+            return await self._call(repo, lambda: self._listing(repo, patient))
         except HubFailed as error:
             found = await asyncio.to_thread(self.cache.listing, repo)
             if found is None:
@@ -102,14 +105,14 @@ class Hub:
         except TimeoutError:
             raise words.unreachable(repo) from None
 
-    def _listing(self, repo: str) -> Listing:
+    def _listing(self, repo: str, patient: bool) -> Listing:
         api = _library().HfApi(endpoint=self._endpoint, token=self._token)
 
         def ask() -> Any:
             return api.model_info(repo, revision="main", files_metadata=True, timeout=REQUEST)
 
-        patient = self.cache.listing(repo) is None  # else what there is will do
-        info = self._ask(repo, "", ask, RETRIES if patient else ())
+        again = patient and self.cache.listing(repo) is None  # else what there is will do
+        info = self._ask(repo, "", ask, RETRIES if again else ())
         files = (
             RepoFile(one.rfilename, one.size, one.lfs.sha256 if one.lfs else "")
             for one in info.siblings or ()
