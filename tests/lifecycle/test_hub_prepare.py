@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.engines.base import Files, Placement
 from tidegate_lifecycle.engines.llamacpp import LlamaCppEngine
 from tidegate_lifecycle.engines.vllm import VllmEngine
-from tidegate_lifecycle.hub import addresses, client, transfer
+from tidegate_lifecycle.hub import addresses, client, prepare, transfer
 from tidegate_lifecycle.hub.cache import Cache
 from tidegate_lifecycle.hub.prepare import Preparer, Progress, nothing
 from tidegate_lifecycle.hub.words import HubFailed
@@ -218,6 +219,22 @@ async def test_two_callers_of_one_file(served: support.Hub, tmp_path: Path) -> N
     fault.go.set()
     assert content(await tasks[1]) == CONTENT
     assert served.served[PARTS[0]] == len(CONTENT)
+
+
+async def test_a_disk_that_does_not_answer(
+    served: support.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hung or odd file system fails this start, in words, and not the service."""
+    mine = preparer(served, tmp_path)
+    await mine.prepare(LLAMA, print)
+    monkeypatch.setattr(prepare, "_there", _hang)
+    monkeypatch.setattr(prepare, "_DISK", 0.05)
+    with pytest.raises(HubFailed, match="the hub's cache can't be used"):
+        await mine.prepare(LLAMA, print)
+
+
+def _hang(paths: object) -> bool:
+    return not threading.Event().wait(5)
 
 
 async def test_nobody_waits_any_more(served: support.Hub, tmp_path: Path) -> None:

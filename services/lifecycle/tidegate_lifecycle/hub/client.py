@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,12 +16,15 @@ from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import structlog
+
 from tidegate_lifecycle.hub import words
 from tidegate_lifecycle.hub.cache import Cache, Listing, RepoFile
 from tidegate_lifecycle.hub.threads import within
 from tidegate_lifecycle.hub.words import HubFailed, Unreachable
 
 _T = TypeVar("_T")
+log = structlog.get_logger("tidegate.hub")
 
 REQUEST = 10.0
 """Seconds that one request may take."""
@@ -31,6 +35,7 @@ RETRIES = (0.5, 2.0)
 SMALL = 64 << 20
 """Bytes of the largest file that is read whole."""
 _TROUBLE = frozenset({408, 429, 500, 502, 503, 504})
+_ETAG = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*")
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})
 
 
@@ -150,7 +155,7 @@ class Hub:
             )
 
         found = self._ask(listing.repo, path, ask)
-        if not found.etag:
+        if not _ETAG.fullmatch(found.etag or ""):  # it becomes a file's name
             raise HubFailed(f"the hub gives no ETag for {path} of {listing.repo}; check HF_ENDPOINT")
         headers = library.utils.build_hf_headers(token=self._token, library_name="tidegate")
         return Remote(url, headers, found.etag, found.size)
@@ -165,18 +170,16 @@ class Hub:
         for pause in (*retries, None):
             try:
                 return request()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a library makes of an odd answer
                 failure = self._words(error, repo, path)
-                if failure is None:
-                    raise
                 again = isinstance(failure, Unreachable) and not self._offline
                 if pause is None or not again or time.monotonic() > until:
                     raise failure from None
             time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    def _words(self, error: Exception, repo: str, path: str) -> HubFailed | None:
-        """The library's errors, most telling first; None = it is a fault of ours."""
+    def _words(self, error: Exception, repo: str, path: str) -> HubFailed:
+        """The library's errors, most telling first."""
         import httpx2
         from huggingface_hub import errors
 
@@ -202,7 +205,8 @@ class Hub:
             return words.unreachable(repo)
         if isinstance(error, OSError):
             return words.unwritable(error) if words.of_disk(error) else words.unreachable(repo)
-        return None
+        log.warning("hub.odd_answer", repo=repo, file=path, exc_info=error)
+        return HubFailed(f"what the hub answers for {repo} can't be read; check HF_ENDPOINT and proxies")
 
 
 def _by_status(status: int, repo: str, token: bool) -> HubFailed:

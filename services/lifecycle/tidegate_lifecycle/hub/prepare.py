@@ -14,7 +14,7 @@ import structlog
 
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.engines.base import Files
-from tidegate_lifecycle.hub import addresses
+from tidegate_lifecycle.hub import addresses, words
 from tidegate_lifecycle.hub.cache import Cache, Listing, RepoFile
 from tidegate_lifecycle.hub.client import Hub
 from tidegate_lifecycle.hub.downloads import Downloads
@@ -90,6 +90,12 @@ class Preparer:
 
         `report` is called while something is downloaded, and not at all when nothing is.
         """
+        try:
+            return await self._prepare(model, report)
+        except OSError as error:
+            raise words.unwritable(error) from error
+
+    async def _prepare(self, model: Model, report: Report) -> Files:
         source = parse(model.source)
         if model.engine not in ("vllm", "llamacpp") or isinstance(source, Local):
             return Files()

@@ -165,7 +165,7 @@ class Transfer:
                 try:
                     if self._answer(client, file):
                         return
-                except httpx2.HTTPError as error:
+                except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                     log.info("download.cut", file=self.job.what, done=self.done, error=type(error).__name__)
                 except Unreachable as error:
                     failure = error
