@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from typing import Any
 
@@ -17,13 +18,16 @@ from tidegate_lifecycle import metrics
 from tidegate_lifecycle.adoption import judge
 from tidegate_lifecycle.devices import Devices
 from tidegate_lifecycle.fleet import Fleet
-from tidegate_lifecycle.keeper import Tools
+from tidegate_lifecycle.hub import prepare
+from tidegate_lifecycle.hub.cache import Cache
+from tidegate_lifecycle.hub.prepare import Preparer
+from tidegate_lifecycle.keeper import Prepare, Tools
 from tidegate_lifecycle.link import Link
 from tidegate_lifecycle.messages import DevicesRead, Shutdown
 from tidegate_lifecycle.probes import Probe
 from tidegate_lifecycle.reconciler import Reconciler
 from tidegate_lifecycle.runtimes.base import Runtime
-from tidegate_lifecycle.runtimes.docker.container import DockerOptions, Limits
+from tidegate_lifecycle.runtimes.docker.container import HUB_FOLDER, DockerOptions, Limits
 from tidegate_lifecycle.runtimes.docker.runtime import DockerRuntime
 from tidegate_lifecycle.runtimes.process import ProcessRuntime
 from tidegate_lifecycle.service import SERVICE, LifecycleServicer
@@ -82,6 +86,14 @@ def runtime_of(loaded: Loaded) -> Runtime:
     )
 
 
+def prepare_of(loaded: Loaded) -> Prepare:
+    """What downloads models' files: into the cache that processes look in, or that containers mount."""
+    folder, given = loaded.hub_cache, "hf_cache" in loaded.lifecycle.model_fields_set
+    if loaded.lifecycle.runtime == "docker":
+        return prepare.nothing if folder is None else Preparer(Cache.at(folder), HUB_FOLDER).prepare
+    return Preparer(Cache.at(folder) if given and folder is not None else Cache.of(os.environ)).prepare
+
+
 async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
     """The service, from its first look at the machine to the last model server's end."""
     settings, folder = loaded.lifecycle, loaded.data_dir
@@ -115,7 +127,8 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
         stack.push_async_callback(server.stop, 0.5)
         _serve_metrics(settings.metrics_listen)
         found = await judge(await runtime.list(), loaded.catalog, readings, probe)
-        work = asyncio.ensure_future(reconciler.run(Tools(runtime, probe, reconciler.post), found))
+        tools = Tools(runtime, probe, reconciler.post, prepare_of(loaded))
+        work = asyncio.ensure_future(reconciler.run(tools, found))
         upkeep = asyncio.ensure_future(_keep_house(reconciler, runtime, devices if readings else None))
         stack.push_async_callback(_end, work, upkeep, fleet)
         await _first(asyncio.ensure_future(reconciler.settled.wait()), work)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 from tidegate_lifecycle.devices import Device
+from tidegate_lifecycle.hub.prepare import Progress
 from tidegate_lifecycle.link import Stream
 from tidegate_lifecycle.probes import Load
 
@@ -35,10 +36,19 @@ class StartEnded:
 
     instance_id: str
     kind: str
-    """A label of metrics: `refused` (it couldn't even begin), `deadline` or `exited`; of the last, by the
-    server's log, `neighbour` (another's memory changed while it measured its own) and `memory` (what was
-    reserved for it wasn't enough)."""
+    """A label of metrics: `download`, `refused` (it could not begin), `deadline` or `exited`; of the last,
+    by the server's log, `neighbour` (another's memory changed while it measured its own) and `memory` (what
+    was reserved for it wasn't enough)."""
     text: str
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """How far the download before a server's launch is."""
+
+    instance_id: str
+    progress: Progress | None
+    """None = it is over, whatever came of it."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,7 @@ Message = (
     Launched
     | BecameReady
     | StartEnded
+    | Fetching
     | Died
     | Gone
     | Sampled

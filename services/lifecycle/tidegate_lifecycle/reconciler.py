@@ -50,6 +50,7 @@ class Reconciler:
             m.Launched: self._launched,
             m.BecameReady: self._became_ready,
             m.StartEnded: self._start_ended,
+            m.Fetching: self._fetching,
             m.Died: self._died,
             m.Gone: self._gone,
             m.Sampled: self._sampled,
@@ -147,6 +148,12 @@ class Reconciler:
             self.fleet.ordered.discard(instance.model)
             self.fleet.circuits.failed(instance.model, message.text, now, message.kind == "deadline")
 
+    def _fetching(self, message: m.Fetching, now: float) -> None:
+        event = self.fleet.fetches.take(message.instance_id, message.progress, now)
+        instance = self.fleet.instances.get(message.instance_id)
+        if event is not None and instance is not None:
+            self.fleet.events.add(now, event[0], instance.model, instance.id, event[1])
+
     def _died(self, message: m.Died, now: float) -> None:
         instance = self.fleet.instances[message.instance_id]
         if instance.state not in (InstanceState.READY, InstanceState.DRAINING):
@@ -239,6 +246,7 @@ class Reconciler:
             self.fleet.pinned.discard(name)
         elif message.verb == "unload":
             self.fleet.ordered.discard(name)
+            self._give_up(name, now)
             if any(instance.model == name for instance in self.fleet.instances.values()):
                 self.fleet.unload.add(name)
         elif message.verb == "load":
@@ -250,6 +258,13 @@ class Reconciler:
             self.fleet.circuits.half_open(name, now)
             self.fleet.ordered.add(name)
         message.done.set_result(None)
+
+    def _give_up(self, name: str, now: float) -> None:
+        """Ends starts that have no server yet: nobody needs what is being downloaded for them."""
+        for instance in list(self.fleet.instances.values()):
+            if instance.model == name and instance.state is InstanceState.STARTING and not instance.address:
+                self.fleet.end_span(instance.id, "unloaded")
+                self.fleet.stop(instance, now, "an operator unloaded it")
 
     # -- plan, act, publish ------------------------------------------------------------------------
 

@@ -30,6 +30,9 @@ class Listing:
     cached: bool = False
     """The hub couldn't be asked: these are the files that the cache holds, perhaps not all there are."""
 
+    why: str = ""
+    """Why it couldn't be asked, for callers."""
+
     def find(self, path: str) -> RepoFile | None:
         """The file of that path."""
         return next((file for file in self.files if file.path == path), None)
@@ -60,17 +63,21 @@ class Cache:
         """A repository's folder: named as the library does."""
         return self.hub / "--".join(("models", *repo.split("/")))
 
+    def blob(self, repo: str, etag: str) -> Path:
+        """Where the content of that name lies, whatever files have it."""
+        return self.repo(repo) / "blobs" / etag
+
     def listing(self, repo: str) -> Listing | None:
-        """What there is of a repository's newest commit; None = nothing."""
+        """What there is of a repository's newest commit; None = nothing that can be read."""
         try:
             commit = (self.repo(repo) / "refs" / "main").read_text().strip()
+            folder = self.repo(repo) / "snapshots" / commit
+            if not commit or not folder.is_dir():
+                return None
+            paths = sorted(path for path in folder.rglob("*") if path.is_file())
+            files = [RepoFile(str(path.relative_to(folder)), path.stat().st_size) for path in paths]
         except OSError:
             return None
-        folder = self.repo(repo) / "snapshots" / commit
-        if not commit or not folder.is_dir():
-            return None
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = (RepoFile(str(path.relative_to(folder)), path.stat().st_size) for path in paths)
         return Listing(repo, commit, tuple(files), cached=True)
 
     def remember(self, listing: Listing) -> None:
