@@ -64,8 +64,6 @@ class _Tally:
 
 _Fetch = Callable[[_Tally], Coroutine[None, None, None]]
 _OWN_PROJECTOR = {"--mmproj", "-mm", "--mmproj-url", "-mmu", "--no-mmproj", "--no-mmproj-auto"}
-
-
 _Found = tuple[Files, tuple[Path, ...]]
 """What a server is given, and the files that must be there for it to hold."""
 _OTHER_CACHE = {"HF_HOME", "HF_HUB_CACHE", "VLLM_USE_MODELSCOPE"}
@@ -101,7 +99,7 @@ class Preparer:
             return Files()
         if not downloadable(source):
             return Files()
-        key = (model.source, model.engine, *sorted(f"{name}={text}" for name, text in model.env.items()))
+        key = (model.source, model.engine, *model.extra_args, *sorted(map("=".join, model.env.items())))
         found = self._found.get(key)
         if found is None or not await within(_DISK, partial(_there, found[1]), _LOOKING):
             if isinstance(source, Url):
