@@ -36,9 +36,9 @@ class StartEnded:
 
     instance_id: str
     kind: str
-    """A label of metrics: `download`, `refused` (it could not begin), `deadline` or `exited`; of the last,
-    by the server's log, `neighbour` (another's memory changed while it measured its own) and `memory` (what
-    was reserved for it wasn't enough)."""
+    """A label of metrics: `download` (the model's files can't be had), `refused` (it couldn't even begin),
+    `deadline` or `exited`; of the last, by the server's log, `neighbour` (another's memory changed while it
+    measured its own) and `memory` (what was reserved for it wasn't enough)."""
     text: str
 
 

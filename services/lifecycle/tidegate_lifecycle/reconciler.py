@@ -262,7 +262,8 @@ class Reconciler:
     def _give_up(self, name: str, now: float) -> None:
         """Ends starts that have no server yet: nobody needs what is being downloaded for them."""
         for instance in list(self.fleet.instances.values()):
-            if instance.model == name and instance.state is InstanceState.STARTING and not instance.address:
+            waits = instance.state is InstanceState.STARTING and instance.launched_at is None
+            if instance.model == name and waits:
                 self.fleet.end_span(instance.id, "unloaded")
                 self.fleet.stop(instance, now, "an operator unloaded it")
 

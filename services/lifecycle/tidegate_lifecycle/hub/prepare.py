@@ -64,8 +64,6 @@ class _Tally:
 
 _Fetch = Callable[[_Tally], Coroutine[None, None, None]]
 _OWN_PROJECTOR = {"--mmproj", "-mm", "--mmproj-url", "-mmu", "--no-mmproj", "--no-mmproj-auto"}
-
-
 _Found = tuple[Files, tuple[Path, ...]]
 """What a server is given, and the files that must be there for it to hold."""
 _OTHER_CACHE = {"HF_HOME", "HF_HUB_CACHE", "VLLM_USE_MODELSCOPE"}
@@ -101,7 +99,7 @@ class Preparer:
             return Files()
         if not downloadable(source):
             return Files()
-        key = (model.source, model.engine, *sorted(f"{name}={text}" for name, text in model.env.items()))
+        key = (model.source, model.engine, *model.extra_args, *sorted(map("=".join, model.env.items())))
         found = self._found.get(key)
         if found is None or not await within(_DISK, partial(_there, found[1]), _LOOKING):
             if isinstance(source, Url):
@@ -180,8 +178,15 @@ class Preparer:
                 )
                 await self._downloads.fetch(job, tally.watch)
                 await hub.place(listing, file.path)
+            repo = self._cache.repo(listing.repo)
+            await self._share(repo, self._cache.hub / ".locks" / repo.name)
 
         return fetch
+
+    async def _share(self, *folders: Path) -> None:
+        if self._seen_at:
+            for folder in folders:
+                await within(_DISK, partial(self._cache.share, folder), _LOOKING)
 
     async def _by_url(self, source: Url, model: Model, report: Report) -> _Found:
         folder = self._cache.root / "tidegate" / hashlib.sha256(source.url.encode()).hexdigest()[:16]
@@ -195,6 +200,7 @@ class Preparer:
             async def fetch(tally: _Tally) -> None:
                 for job in jobs:
                     await self._downloads.fetch(job, tally.watch)
+                await self._share(folder)
 
             await self._reporting(report, [job.size for job in jobs], fetch)
         targets = tuple(target for _, target in wanted)
