@@ -15,6 +15,7 @@ from tidegate_chassis.config import ConfigError, Problem, effective
 from tidegate_chassis.rpc import Server
 from tidegate_lifecycle import metrics
 from tidegate_lifecycle.adoption import judge
+from tidegate_lifecycle.configfile import ConfigFile
 from tidegate_lifecycle.devices import Devices
 from tidegate_lifecycle.fleet import Fleet
 from tidegate_lifecycle.keeper import Tools
@@ -27,9 +28,8 @@ from tidegate_lifecycle.runtimes.docker.container import DockerOptions, Limits
 from tidegate_lifecycle.runtimes.docker.runtime import DockerRuntime
 from tidegate_lifecycle.runtimes.process import ProcessRuntime
 from tidegate_lifecycle.service import SERVICE, LifecycleServicer
-from tidegate_lifecycle.settings import Loaded, load, problems
+from tidegate_lifecycle.settings import Loaded, load, policy, problems
 from tidegate_lifecycle.store import Store
-from tidegate_lifecycle.world import Policy
 
 log = structlog.get_logger("tidegate.lifecycle")
 
@@ -50,7 +50,8 @@ def main() -> int:
     config = process.command_line("lifecycle", problems)
     loaded = load(config)
     telemetry.set_up("lifecycle", loaded.telemetry)
-    status = process.run(lambda stop: sweep(loaded) if sweeping else serve(loaded, stop))
+    hangup = asyncio.Event()
+    status = process.run(lambda stop: sweep(loaded) if sweeping else serve(loaded, stop, hangup), hangup)
     telemetry.shut_down()
     return status
 
@@ -82,8 +83,9 @@ def runtime_of(loaded: Loaded) -> Runtime:
     )
 
 
-async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
-    """The service, from its first look at the machine to the last model server's end."""
+async def serve(loaded: Loaded, stop: asyncio.Event, hangup: asyncio.Event) -> None:
+    """The service, from its first look at the machine to the last model server's end. `hangup` is set when
+    the configuration is to be read again at once."""
     settings, folder = loaded.lifecycle, loaded.data_dir
     log.info("settings in effect", **effective(settings), models=sorted(loaded.catalog.models))
     async with contextlib.AsyncExitStack() as stack:
@@ -99,7 +101,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
         readings = await devices.open() if loaded.needs_devices else []
         fleet = Fleet(
             loaded.catalog,
-            Policy(settings.min_residency, settings.max_swap_wait, settings.drain_timeout),
+            policy(settings),
             loaded.folder,
             boot,
             Link(boot, await store.roster(), await store.no_admission()),
@@ -117,11 +119,12 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
         found = await judge(await runtime.list(), loaded.catalog, readings, probe)
         work = asyncio.ensure_future(reconciler.run(Tools(runtime, probe, reconciler.post), found))
         upkeep = asyncio.ensure_future(_keep_house(reconciler, runtime, devices if readings else None))
-        stack.push_async_callback(_end, work, upkeep, fleet)
+        watch = asyncio.ensure_future(ConfigFile(loaded, reconciler.post).run(hangup))
+        stack.push_async_callback(_end, fleet, work, upkeep, watch)
         await _first(asyncio.ensure_future(reconciler.settled.wait()), work)
         await server.set_serving(True)
         log.info("listening", address=address, boot=boot, adopted=sum(not item.unwanted for item in found))
-        await _first(asyncio.ensure_future(stop.wait()), work, upkeep)
+        await _first(asyncio.ensure_future(stop.wait()), work, upkeep, watch)
         await server.set_serving(False)
         if settings.on_stop == "stop":
             reconciler.post(Shutdown(DRAIN))
@@ -142,10 +145,10 @@ async def _first(event: asyncio.Future[Any], *others: asyncio.Future[Any]) -> No
         event.cancel()
 
 
-async def _end(work: asyncio.Future[None], upkeep: asyncio.Future[None], fleet: Fleet) -> None:
-    for task in (work, upkeep):
+async def _end(fleet: Fleet, *tasks: asyncio.Future[None]) -> None:
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(work, upkeep, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
     await fleet.let_go()
 
 

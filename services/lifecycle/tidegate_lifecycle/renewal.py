@@ -33,6 +33,8 @@ def take(fleet: Fleet, message: m.Reloaded, now: float) -> None:
        that are gone.
     5. Servers elsewhere that are new are watched.
     """
+    if fleet.stopping:
+        return
     config, old = fleet.config, fleet.catalog
     changes = compare(old, message.catalog, shape)
     config.problems, config.needs_restart, config.read_at = (), message.needs_restart, now

@@ -28,6 +28,10 @@ def snapshot(fleet: Fleet, now: float) -> pb.GetStatusResponse:
         instances=[_instance(item, now) for item in fleet.instances.values()],
         devices=[_device(fleet, device, cards[device.id], ledger) for device in fleet.devices.values()],
         admission_connected=fleet.link.connected,
+        catalog_generation=fleet.config.generation,
+        config_age_ms=millis(now - fleet.config.read_at),
+        config_problems=fleet.config.problems,
+        config_needs_restart=fleet.config.needs_restart,
     )
 
 

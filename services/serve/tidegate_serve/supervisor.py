@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate_chassis.config import EXIT_CONFIG, Document, read
-from tidegate_chassis.process import LIFELINE, monotonic
+from tidegate_chassis.process import LIFELINE, Terminal, monotonic
 from tidegate_serve import rundir
 from tidegate_serve.check import SERVICES, find_problems
 
@@ -22,6 +23,9 @@ DRAIN = 6.0
 """Seconds that the edge gets to end its requests (it cuts what runs after 5) before it is killed."""
 STOP = 9.0
 """Seconds that lifecycle gets, beside the edge, to drain and stop the model servers before they are swept."""
+YOUNG = 5.0
+"""Seconds after its start in which a service isn't told to read its configuration again: it has just done so,
+and before it can take the signal that would end it."""
 SWEEP = 5.0
 """Seconds for the sweep of model servers that a lifecycle left behind when it died."""
 
@@ -46,6 +50,7 @@ class Child:
     settled: bool = False
     """It has run for a while: an exit now is a crash, not a refusal to start."""
     deaths: int = 0
+    started: float = math.inf
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal if the process runs."""
@@ -75,6 +80,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup, Terminal())
         keepers = {name: asyncio.create_task(self._keep(child)) for name, child in self._children.items()}
         greeter = asyncio.create_task(self._greet())
         await self._stop.wait()
@@ -90,13 +96,22 @@ class Supervisor:
             self._hurry.set()
         self._stop.set()
 
+    def _on_hangup(self, terminal: Terminal) -> None:
+        """The services are told to read their configuration again; with its terminal this process ends."""
+        if terminal.closed():
+            self._on_signal()
+            return
+        for child in self._children.values():
+            if monotonic() - child.started > YOUNG:
+                child.signal(signal.SIGHUP)
+
     async def _keep(self, child: Child) -> None:
         """Starts a service, and again whenever it ends, sooner after the first death than after the fifth.
 
         A service that refuses its configuration when it is first started ends everything with its status.
         """
         while True:
-            started = monotonic()
+            started = child.started = monotonic()
             process = child.process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
