@@ -175,7 +175,7 @@ def test_a_pinned_model_is_not_evicted(shared: Gateway) -> None:
     assert not pinned["actions"]
     assert pinned["problem"]
     assert "b can't be had" in tidegate("explain", "b")
-    assert "pinned" in tidegate("models", "load", "b", status=1)
+    assert "b can't be loaded: needs 20 GiB" in tidegate("models", "load", "b", status=1)
     assert "not pinned any more" in tidegate("models", "unpin", "a")
     tidegate("models", "load", "b")
     assert tidegate.model("a")["state"] != "ready"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -233,3 +234,26 @@ def test_traffic_goes_on_while_the_file_is_edited(gateway: Make) -> None:
     assert dict([beside]) == editor.ready("beside"), "its server was never touched"
     (pid,) = editor.ready("edited").values()
     assert "--default-tokens\0" + "20" in Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_a_closed_terminal_ends_what_was_started_in_it(gateway: Make) -> None:
+    """The same signal comes when a terminal is closed: then nothing may be left behind."""
+    one = gateway({"a": simulated()})
+    ours, theirs = os.openpty()
+    with one.log_path.open("ab") as log:
+        process = subprocess.Popen(
+            ["setsid", "--ctty", BIN / "tidegate", "serve", "--config", one.config_path],
+            stdin=theirs,
+            stdout=log,
+            stderr=log,
+            env=one.environ,
+        )
+    os.close(theirs)
+    one.process = process
+    try:
+        wait_for(one.is_ready, "it is ready", 60)
+        assert one.chat("a").status_code == 200
+    finally:
+        os.close(ours)
+    assert process.wait(20) == 0
+    assert wait_for(lambda: not one.processes(), "all of it has ended")
