@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import signal
 import sys
@@ -23,9 +22,6 @@ DRAIN = 6.0
 """Seconds that the edge gets to end its requests (it cuts what runs after 5) before it is killed."""
 STOP = 9.0
 """Seconds that lifecycle gets, beside the edge, to drain and stop the model servers before they are swept."""
-YOUNG = 5.0
-"""Seconds after its start in which a service isn't told to read its configuration again: it has just done so,
-and before it can take the signal that would end it."""
 SWEEP = 5.0
 """Seconds for the sweep of model servers that a lifecycle left behind when it died."""
 
@@ -50,7 +46,6 @@ class Child:
     settled: bool = False
     """It has run for a while: an exit now is a crash, not a refusal to start."""
     deaths: int = 0
-    started: float = math.inf
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal if the process runs."""
@@ -102,7 +97,7 @@ class Supervisor:
             self._on_signal()
             return
         for child in self._children.values():
-            if monotonic() - child.started > YOUNG:
+            if child.process is not None and _handles(child.process.pid, signal.SIGHUP):
                 child.signal(signal.SIGHUP)
 
     async def _keep(self, child: Child) -> None:
@@ -111,7 +106,7 @@ class Supervisor:
         A service that refuses its configuration when it is first started ends everything with its status.
         """
         while True:
-            started = child.started = monotonic()
+            started = monotonic()
             process = child.process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -213,6 +208,17 @@ async def _is_ready(host: str, port: int) -> bool:
     finally:
         if writer is not None:
             writer.close()
+
+
+def _handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal, by the kernel. One that is still starting has none,
+    and would end by it; it reads the configuration anyway."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def _ending(status: int) -> str:
