@@ -48,8 +48,7 @@ def take(fleet: Fleet, message: m.Reloaded, now: float) -> None:
     for instance in list(fleet.instances.values()):
         _judge(fleet, instance, now)  # 2, 3
     for name in (*changes.removed, *changes.reshaped):  # 4
-        fleet.circuits.pop(name, None)
-        fleet.crashes.pop(name, None)
+        fleet.circuits.forget(name)
         fleet.unhealthy.pop(name, None)
     for name in changes.removed:
         fleet.pinned.discard(name)
