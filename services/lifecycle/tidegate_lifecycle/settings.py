@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +27,8 @@ from tidegate_lifecycle.engines.base import owned
 from tidegate_lifecycle.footprints.settings import FootprintSettings
 from tidegate_lifecycle.hub.source import is_gguf, parse
 from tidegate_lifecycle.kinds import MIB, Identifier, JsonObject, ListOf, Mapped, Maybe, Vram, VramKind
+from tidegate_lifecycle.reload import TAKEN_OVER
+from tidegate_lifecycle.world import Policy
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
 _NAME_WORDS = "1 to 128 letters, digits and . _ : / @ + -, beginning with a letter or digit"
@@ -215,11 +217,33 @@ class Loaded:
     """The folder of the database, the records and the logs."""
     hub_cache: Path | None
     """The hub's cache, for containers; None = it isn't mounted."""
+    entries: dict[str, ModelSettings]
+    """The models as the file has them, `defaults` merged in."""
 
     @property
     def needs_devices(self) -> bool:
         """Some model runs here, so that there must be a device."""
         return any(not model.external for model in self.catalog.models.values())
+
+
+def reload(path: str | Path, running: Loaded) -> tuple[Loaded | None, list[Problem]]:
+    """The file as it is by now, for a service that runs by an older form of it; never raises. None = it can't
+    be used, and why.
+
+    Models are what they are under the settings of the running service, but for those that are taken over:
+    what needs a restart mustn't change them before. An empty file is most likely half-written, and refused.
+    """
+    document = read(path)
+    if document.blank and not document.problems:
+        document.problems.append(Problem("", f"{path} is empty"))
+    loaded, found = _check(document)
+    if loaded is None:
+        return None, found
+    docker = running.lifecycle.docker.model_copy(update={"image": loaded.lifecycle.docker.image})
+    taken = {key: getattr(loaded.lifecycle, key) for key in TAKEN_OVER}
+    lifecycle = running.lifecycle.model_copy(update={**taken, "docker": docker})
+    models = {name: to_model(name, entry, lifecycle) for name, entry in loaded.entries.items()}
+    return replace(loaded, catalog=Catalog(models)), found
 
 
 def load(path: str | Path) -> Loaded:
@@ -228,6 +252,11 @@ def load(path: str | Path) -> Loaded:
     require(found)
     assert loaded is not None
     return loaded
+
+
+def policy(lifecycle: LifecycleSettings) -> Policy:
+    """The times of the section, as the planner uses them."""
+    return Policy(lifecycle.min_residency, lifecycle.max_swap_wait, lifecycle.drain_timeout)
 
 
 def problems(path: str | Path) -> list[Problem]:
@@ -258,7 +287,7 @@ def _check(document: Document) -> tuple[Loaded | None, list[Problem]]:
     )
     folders = document.path.resolve().parent, document.resolve(lifecycle.data_dir)
     hub_cache = document.resolve(lifecycle.hf_cache) if lifecycle.hf_cache else None
-    return Loaded(document, lifecycle, telemetry, Catalog(models), specs, *folders, hub_cache), found
+    return Loaded(document, lifecycle, telemetry, Catalog(models), specs, *folders, hub_cache, entries), found
 
 
 def _models(document: Document, found: list[Problem]) -> dict[str, ModelSettings]:
