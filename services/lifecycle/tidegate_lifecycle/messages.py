@@ -6,11 +6,14 @@ import asyncio
 from dataclasses import dataclass, field
 
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
+from tidegate_lifecycle.catalog import Catalog
 from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.footprints.record import Footprint
 from tidegate_lifecycle.footprints.verdict import Discarded
+from tidegate_lifecycle.hub.prepare import Progress
 from tidegate_lifecycle.link import Stream
 from tidegate_lifecycle.probes import Load
+from tidegate_lifecycle.world import Policy
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,19 @@ class StartEnded:
 
     instance_id: str
     kind: str
-    """A label of metrics: `refused` (it couldn't even begin), `deadline` or `exited`; of the last, by the
-    server's log, `neighbour` (another's memory changed while it measured its own) and `memory` (what was
-    reserved for it wasn't enough)."""
+    """A label of metrics: `download` (the model's files can't be had), `refused` (it couldn't even begin),
+    `deadline` or `exited`; of the last, by the server's log, `neighbour` (another's memory changed while it
+    measured its own) and `memory` (what was reserved for it wasn't enough)."""
     text: str
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """How far the download before a server's launch is."""
+
+    instance_id: str
+    progress: Progress | None
+    """None = it is over, whatever came of it."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +177,23 @@ class DeviceOrder:
 
 
 @dataclass(frozen=True)
+class Reloaded:
+    """The configuration file has changed, was checked as a whole, and is to be put into effect."""
+
+    catalog: Catalog
+    policy: Policy
+    needs_restart: tuple[str, ...] = ()
+    """Keys that have changed and that only a restart of the service puts into effect."""
+
+
+@dataclass(frozen=True)
+class ConfigRefused:
+    """The configuration file has changed and can't be used: what is wrong with it, one problem each."""
+
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Broke:
     """A task of the service ended with an exception: fatal."""
 
@@ -175,6 +204,7 @@ Message = (
     Launched
     | BecameReady
     | StartEnded
+    | Fetching
     | Died
     | Gone
     | Sampled
@@ -189,5 +219,7 @@ Message = (
     | FootprintOrder
     | FootprintsKept
     | DeviceOrder
+    | Reloaded
+    | ConfigRefused
     | Broke
 )

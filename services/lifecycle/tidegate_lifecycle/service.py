@@ -77,12 +77,13 @@ class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceS
             generation=pb.Generation(incarnation=fleet.boot, n=fleet.generation),
             whole=whole,
             settled=fleet.settled,
-            catalog_generation=pb.Generation(incarnation=fleet.boot, n=1),
+            catalog_generation=pb.Generation(incarnation=fleet.boot, n=fleet.config.generation),
             models=[
                 supply.model_supply(view, now)
                 for name, view in fleet.views.items()
                 if whole or fleet.changed_at[name] > stream.sent
             ],
+            removed_models=[name for name, at in fleet.removed_at.items() if not whole and at > stream.sent],
         )
         if stream.first:
             report.roster.extend(stream.roster or ())
@@ -100,8 +101,9 @@ class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceS
         try:
             while True:
                 now = monotonic()
+                generation = fleet.boot, fleet.config.generation
                 yield supply.catalog_response(
-                    fleet.catalog, fleet.views, fleet.boot, fleet.node, now - fleet.began
+                    fleet.catalog, fleet.views, generation, fleet.node, now - fleet.began
                 )
                 await changed.wait()
                 await asyncio.sleep(TICK)
