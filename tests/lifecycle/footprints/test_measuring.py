@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -229,3 +230,20 @@ async def test_what_cannot_be_measured_is_said(tmp_path: Path, cards: Cards) -> 
         with pytest.raises(aio.AioRpcError, match="the memory of gpu0 is declared"):
             await stub.MeasureFootprint(pb.MeasureFootprintRequest(model="a"), timeout=5)
         assert await footprints(stub) == []
+
+
+async def test_a_changed_model_is_measured_anew(tmp_path: Path, cards: Cards) -> None:
+    """What was measured under the old configuration is kept and not used for the new one."""
+    service = cards.service(tmp_path, {"a": cards.model(2000)})
+    async with running(service) as stub:
+        await load(stub, "a")
+        await event(stub, "footprint", "a")
+        cards.service(tmp_path, {"a": cards.model(2600)})
+        assert service.process is not None
+        service.process.send_signal(signal.SIGHUP)
+        await event(stub, "gone", "a")
+        await load(stub, "a", 2)
+        assert (await event(stub, "footprint", "a", 2)).message.startswith("2600 MiB")
+        found = {one.mib_per_device: one.current for one in await footprints(stub)}
+        assert found == {2000: False, 2600: True}
+        assert (await service.status()).models[0].need_mib == 2856
