@@ -11,7 +11,7 @@ from tidegate_lifecycle.engines.vllm_log import MemoryReport, memory_report, nee
 NEW = """
 (EngineCore pid=71) INFO [gpu_model_runner.py:2653] Model loading took 15.2683 GiB memory and 4.218 seconds
 (EngineCore pid=71) INFO [gpu_worker.py:298] Available KV cache memory: 48.13 GiB
-INFO [kv_cache_utils.py:9] GPU KV cache size: 350,464 tokens, Maximum concurrency for 40,960 tokens per request: 8.56x
+INFO GPU KV cache size: 350,464 tokens, Maximum concurrency for 40,960 tokens per request: 8.56x
 """.splitlines()
 OLD = """
 INFO 05-01 08:00:01 [gpu_model_runner.py:1347] Model loading took 15.2683 GiB and 4.218 seconds

@@ -40,7 +40,7 @@ class Model:
     vram_share: float | None = None
     """Memory per card, given as a share of its total (0 to 1); None = not given so."""
     tensor_parallel_size: int | None = None
-    """How many equal cards; None = one (estimates may choose more, later)."""
+    """How many equal cards; None = the fewest on which it fits."""
     max_concurrent: int | None = None
     max_queue: int | None = None
     idle_timeout: float = 1800.0
@@ -58,6 +58,9 @@ class Model:
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     kv_reservation_seqs: int | None = None
+    """Sequences whose KV cache a vLLM server is to have; None = see `reserved_seqs`."""
+    kv_cache_dtype: str = ""
+    """Type of the KV cache's elements; empty = the server's default."""
     quantization: str = ""
     dtype: str = "auto"
     tokenizer: str = ""

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.estimate.shape import UnknownError
+from tidegate_lifecycle.estimate.values import words
 
-_VLLM_UNKNOWN = frozenset(
+_VLLM_UNKNOWN = words(
     """--speculative-config -sc --speculative-model --spec-model --spec-method --hf-overrides --rope-scaling
     --enable-lora --num-gpu-blocks-override --kv-transfer-config --kv-sharing-fast-prefill --offload-backend
     --cpu-offload-params --offload-group-size --decode-context-parallel-size -dcp
     --prefill-context-parallel-size -pcp --disable-hybrid-kv-cache-manager --hf-config-path
-    --max-num-active-seqs --additional-config --model-class-overrides""".split()
+    --max-num-active-seqs --additional-config --model-class-overrides"""
 )
-_LLAMA_UNKNOWN = frozenset(
+_LLAMA_UNKNOWN = words(
     """-md --model-draft -hfd --hf-repo-draft --mmproj -mm --mmproj-url -ot --override-tensor -cmoe --cpu-moe
     -ncmoe --n-cpu-moe --swa-full -ts --tensor-split -sm --split-mode --lora --lora-scaled --override-kv
-    -b --batch-size -ub --ubatch-size -kvu --kv-unified -cb --fit""".split()
+    -b --batch-size -ub --ubatch-size -kvu --kv-unified -cb --fit"""
 )
 _LAYERS_ON_CARDS = ("-ngl", "--gpu-layers", "--n-gpu-layers")
 _CHUNK = 8192

@@ -88,7 +88,7 @@ def _caches(name: str, own: Mapping[str, Any], kv_heads: list[int], heads: int) 
 
 
 def _size(own: Mapping[str, Any], heads: int) -> int:
-    """Elements per token and head. Of a latent (MLA) both parts are reckoned: llama.cpp kept both at first."""
+    """Elements per token and head. Of a latent (MLA) both parts: llama.cpp kept both at first."""
     key = maybe(own, "attention.key_length")
     if not key:
         if not heads:

@@ -9,12 +9,38 @@ from typing import Any
 from tidegate_lifecycle.estimate.hf_layers import decoder, encoder, speech
 from tidegate_lifecycle.estimate.hf_length import native_length
 from tidegate_lifecycle.estimate.shape import Shape, UnknownError
+from tidegate_lifecycle.estimate.values import words
 
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
-_ENCODERS = frozenset(
+_ENCODERS = words(
     """albert bert camembert clip clip_text_model deberta deberta-v2 distilbert electra gte modernbert mpnet
-    new nomic_bert roberta siglip siglip_text_model xlm-roberta xlm-roberta-xl""".split()
+    new nomic_bert roberta siglip siglip_text_model xlm-roberta xlm-roberta-xl"""
 )
+_DEFAULTS: dict[str, dict[str, int]] = {
+    "gemma3_text": {
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "hidden_size": 2304,
+        "sliding_window": 4096,
+        "max_position_embeddings": 131_072,
+    },
+    "llama": {
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "max_position_embeddings": 2048,
+    },
+    "mistral": {
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "hidden_size": 4096,
+        "max_position_embeddings": 131_072,
+    },
+}
+"""What transformers assumes, and what nested configurations of multimodal models therefore leave out."""
 _BYTES = {"float64": 8, "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 
 
@@ -28,6 +54,7 @@ def shape(
     """
     text = _text(config)
     model_type = str(text.get("model_type") or config.get("model_type") or "")
+    text = {**_DEFAULTS.get(model_type, {}), **text}
     if config.get("is_encoder_decoder") or text.get("is_encoder_decoder"):
         made = speech(text, model_type)
     elif model_type in _ENCODERS:

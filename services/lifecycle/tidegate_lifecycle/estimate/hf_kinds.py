@@ -30,8 +30,8 @@ _PARALLEL = frozenset({"falcon_h1"})
 def kinds(text: Mapping[str, Any], model_type: str) -> list[str]:
     """One word for each thing that a layer keeps; a layer that keeps two has two.
 
-    1. Layers named one by one. 2. Lists of layers, intervals and patterns of hybrid models. 3. Sliding windows
-    by pattern. 4. Full attention everywhere: where it isn't known which layers slide, none does, and the
+    1. Layers named one by one. 2. Lists, intervals and patterns of hybrid models. 3. Sliding windows by
+    pattern. 4. Full attention everywhere: where it isn't known which layers slide, none does, and the
     need comes out too large rather than too small.
     """
     layers = whole(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")

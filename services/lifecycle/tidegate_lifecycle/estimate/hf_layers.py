@@ -9,13 +9,13 @@ from typing import Any
 from tidegate_lifecycle.estimate.hf_kinds import FULL, STATE, WINDOW, kinds
 from tidegate_lifecycle.estimate.hf_state import state_elements
 from tidegate_lifecycle.estimate.shape import Cache, Shape, UnknownError
-from tidegate_lifecycle.estimate.values import maybe, whole
+from tidegate_lifecycle.estimate.values import maybe, whole, words
 
 Config = Mapping[str, Any]
 
-_LATENT = frozenset(
+_LATENT = words(
     """axk1 deepseek_v2 deepseek_v3 deepseek_v32 deepseek_mtp glm4_moe_lite glm_moe_dsa kimi_k2 kimi_linear
-    longcat_flash pangu_ultra_moe""".split()
+    longcat_flash pangu_ultra_moe"""
 )
 """Those whose keys and values vLLM keeps as one latent (MLA)."""
 _STRANGE = ("block_configs", "hybrid_layer_pattern", "compress_ratios", "mamba_layers", "swa_head_dim")
@@ -56,8 +56,10 @@ def speech(text: Config, model_type: str) -> Shape:
         raise UnknownError(f"encoder-decoder models of type {model_type or 'unknown'} aren't known")
     layers, heads = whole(text, "decoder_layers"), whole(text, "decoder_attention_heads")
     size = 2 * (whole(text, "d_model") // heads)
-    across = Cache(layers, heads, size, window=whole(text, "max_source_positions"))
-    return Shape(caches=(Cache(layers, heads, size), across), layers=layers, parts=heads, kv_heads=heads)
+    across = 2 * layers * heads * size * whole(text, "max_source_positions")
+    return Shape(
+        caches=(Cache(layers, heads, size),), state=across, layers=layers, parts=heads, kv_heads=heads
+    )
 
 
 def _caches(text: Config, model_type: str, of: list[str]) -> list[Cache]:

@@ -50,7 +50,7 @@ def native_length(text: Mapping[str, Any], model_type: str = "") -> int:
 
 
 def _ropes(text: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The scalings of the file, the old key and the new one; in the new one maybe one for each kind of layer."""
+    """The scalings of the file, under the old key and the new one, maybe one for each kind of layer."""
     given = [text[key] for key in ("rope_scaling", "rope_parameters") if isinstance(text.get(key), Mapping)]
     nested = [one for part in given for one in part.values() if isinstance(one, Mapping)]
     return [one for one in (*given, *nested) if one.get("rope_type") or one.get("type")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tidegate_lifecycle.catalog import Model
 
 ENOUGH_TOKENS = 32_768
-"""Tokens of KV cache that a model gets which nobody gave a number of sequences: many short requests at once."""
+"""Tokens of KV cache for a model that nobody gave a number of sequences: many short requests at once."""
 ENGINE_SEQS = 256
 """What vLLM works on at once by its own default; on large cards of late releases it is more."""
 

@@ -10,6 +10,11 @@ from tidegate_lifecycle.estimate.shape import UnknownError
 _LARGEST = 2**40
 
 
+def words(text: str) -> frozenset[str]:
+    """A set of names from one text."""
+    return frozenset(text.split())
+
+
 def maybe(values: Mapping[str, Any], *names: str) -> int | None:
     """The first of the keys that is there, a whole number from 0; None when none is.
 
