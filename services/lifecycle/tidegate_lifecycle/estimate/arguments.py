@@ -11,10 +11,10 @@ from tidegate_lifecycle.estimate.values import words
 
 _VLLM_UNKNOWN = words(
     """--speculative-config -sc --speculative-model --spec-model --spec-method --hf-overrides --rope-scaling
-    --enable-lora --num-gpu-blocks-override --kv-transfer-config --kv-sharing-fast-prefill --offload-backend
+    --enable-lora --kv-transfer-config --kv-sharing-fast-prefill --offload-backend
     --cpu-offload-params --offload-group-size --decode-context-parallel-size -dcp
     --prefill-context-parallel-size -pcp --disable-hybrid-kv-cache-manager --hf-config-path
-    --max-num-active-seqs --additional-config --model-class-overrides"""
+    --max-num-active-seqs --revision --additional-config --model-class-overrides"""
 )
 _LLAMA_UNKNOWN = words(
     """-md --model-draft -hfd --hf-repo-draft --mmproj -mm --mmproj-url -ot --override-tensor -cmoe --cpu-moe
