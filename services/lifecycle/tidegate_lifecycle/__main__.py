@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from typing import Any
 
@@ -16,10 +17,13 @@ from tidegate_chassis.rpc import Server
 from tidegate_lifecycle import metrics
 from tidegate_lifecycle.adoption import judge
 from tidegate_lifecycle.devices import Devices
+from tidegate_lifecycle.estimating import Estimator
 from tidegate_lifecycle.fleet import Fleet
+from tidegate_lifecycle.hub.cache import Cache
 from tidegate_lifecycle.keeper import Tools
 from tidegate_lifecycle.link import Link
 from tidegate_lifecycle.messages import DevicesRead, Shutdown
+from tidegate_lifecycle.modelfiles import ModelFiles
 from tidegate_lifecycle.probes import Probe
 from tidegate_lifecycle.reconciler import Reconciler
 from tidegate_lifecycle.runtimes.base import Runtime
@@ -82,6 +86,13 @@ def runtime_of(loaded: Loaded) -> Runtime:
     )
 
 
+def hub_cache(loaded: Loaded) -> Cache:
+    """The hub's cache as it lies on this machine."""
+    folder, given = loaded.hub_cache, "hf_cache" in loaded.lifecycle.model_fields_set
+    named = folder is not None and (given or loaded.lifecycle.runtime == "docker")
+    return Cache.at(folder) if folder is not None and named else Cache.of(os.environ)
+
+
 async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
     """The service, from its first look at the machine to the last model server's end."""
     settings, folder = loaded.lifecycle, loaded.data_dir
@@ -108,6 +119,9 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
             await store.load_times(),
         )
         reconciler = Reconciler(fleet)
+        files = ModelFiles(hub_cache(loaded), loaded.folder)
+        reconciler.estimator = Estimator(files.shape, reconciler.post)
+        stack.push_async_callback(reconciler.estimator.close)
         servicer = LifecycleServicer(reconciler, runtime)  # type: ignore[abstract]  # the rest is UNIMPLEMENTED
         server = Server(settings.listen, "lifecycle.listen", [SERVICE])
         lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server(servicer, server.server)

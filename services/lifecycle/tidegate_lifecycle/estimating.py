@@ -6,14 +6,15 @@ Nothing waits for it but the start of a model whose need is unknown, and that fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
 
-from tidegate_lifecycle.catalog import Model
+from tidegate_lifecycle.catalog import Catalog, Model
 from tidegate_lifecycle.estimate.amounts import estimate
 from tidegate_lifecycle.estimate.shape import Shape, UnknownError
+from tidegate_lifecycle.fleet import Fleet
 from tidegate_lifecycle.messages import Estimated
 from tidegate_lifecycle.modelfiles import LaterError
 from tidegate_lifecycle.needs import Estimate
@@ -37,24 +38,27 @@ class Estimator:
     def __init__(self, read: Read, post: Callable[[Estimated], None]) -> None:
         self._read, self._post = read, post
         self._gate = asyncio.Semaphore(AT_ONCE)
+        self.catalog: Catalog | None = None
+        """The one that was considered last."""
         self._models: dict[str, Model] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def consider(self, models: Iterable[Model]) -> set[str]:
-        """Begins with models that are new or have changed, forgets those that are gone.
+    def consider(self, catalog: Catalog) -> frozenset[str]:
+        """Begins with models that are new or have changed, and forgets those that are gone.
 
-        Gives the names of both: what was known of them counts no more. Never waits.
+        Gives the names of all these: what was known of them counts no more. Never waits.
         """
-        wanted = {model.name: model for model in models if needed(model)}
+        self.catalog = catalog
+        wanted = {model.name: model for model in catalog.models.values() if needed(model)}
         known = self._models
-        stale = {name for name, model in known.items() if name not in wanted or settings(wanted[name]) != settings(model)}
-        fresh = {name for name in wanted if name not in known or name in stale}
+        kept = {name for name in wanted if name in known and settings(known[name]) == settings(wanted[name])}
+        stale, fresh = known.keys() - kept, wanted.keys() - kept
         for name in stale:
             self._tasks.pop(name).cancel()
         for name in fresh:
             self._tasks[name] = asyncio.ensure_future(self._work(wanted[name]))
         self._models = wanted
-        return stale | fresh
+        return frozenset(stale | fresh)
 
     async def close(self) -> None:
         """Ends what is still being read."""
@@ -83,11 +87,32 @@ class Estimator:
         """An estimate, or an empty one with the reason; and whether to try again."""
         try:
             found = estimate(await self._read(model), model)
-        except UnknownError as error:
+        except Exception as error:
+            if not isinstance(error, UnknownError):
+                log.exception("a model's files aren't understood", model=model.name)
+                return Estimate(why="its files aren't understood; set vram"), False
             log.info("no estimate", model=model.name, reason=str(error))
             return Estimate(why=f"{error}; set vram"), isinstance(error, LaterError)
         log.info("estimated", model=model.name, mib=dict(found.mib), why=found.why)
         return found, False
+
+
+def keep_up(fleet: Fleet, estimator: Estimator) -> None:
+    """Has the models of the catalogue estimated that are new in it. Called by the reconciler in each turn."""
+    if fleet.catalog is estimator.catalog:
+        return
+    for name in estimator.consider(fleet.catalog):
+        fleet.estimates.pop(name, None)
+    models = fleet.catalog.models.values()
+    fleet.estimating = {one.name for one in models if needed(one) and one.name not in fleet.estimates}
+
+
+def take_estimate(fleet: Fleet, message: Estimated) -> None:
+    """Puts an estimate in place, unless the model's settings have changed meanwhile."""
+    current = fleet.catalog.models.get(message.model.name)
+    if current is not None and settings(current) == settings(message.model):
+        fleet.estimates[current.name] = message.estimate
+        fleet.estimating.discard(current.name)
 
 
 _LATE = Estimate(why="its files are still being read")

@@ -6,8 +6,10 @@ import asyncio
 from dataclasses import dataclass, field
 
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
+from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.link import Stream
+from tidegate_lifecycle.needs import Estimate
 from tidegate_lifecycle.probes import Load
 
 
@@ -87,6 +89,15 @@ class DevicesRead:
 
 
 @dataclass(frozen=True)
+class Estimated:
+    """What a model's files say that it needs, or why they don't."""
+
+    model: Model
+    """With the settings for which it was reckoned."""
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
 class Learned:
     """The learned load time of a model, in seconds."""
 
@@ -129,6 +140,7 @@ Message = (
     | DemandCame
     | StreamEnded
     | DevicesRead
+    | Estimated
     | Learned
     | Shutdown
     | Order

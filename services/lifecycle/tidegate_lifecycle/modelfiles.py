@@ -219,5 +219,3 @@ def _reader(more: Callable[[], bytes]) -> Callable[[int], bytes]:
         return taken
 
     return read
-
-
