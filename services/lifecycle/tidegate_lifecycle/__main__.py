@@ -19,15 +19,17 @@ from tidegate_lifecycle.adoption import judge
 from tidegate_lifecycle.devices import Devices
 from tidegate_lifecycle.estimating import Estimator
 from tidegate_lifecycle.fleet import Fleet
+from tidegate_lifecycle.hub import prepare
 from tidegate_lifecycle.hub.cache import Cache
-from tidegate_lifecycle.keeper import Tools
+from tidegate_lifecycle.hub.prepare import Preparer
+from tidegate_lifecycle.keeper import Prepare, Tools
 from tidegate_lifecycle.link import Link
 from tidegate_lifecycle.messages import DevicesRead, Shutdown
 from tidegate_lifecycle.modelfiles import ModelFiles
 from tidegate_lifecycle.probes import Probe
 from tidegate_lifecycle.reconciler import Reconciler
 from tidegate_lifecycle.runtimes.base import Runtime
-from tidegate_lifecycle.runtimes.docker.container import DockerOptions, Limits
+from tidegate_lifecycle.runtimes.docker.container import HUB_FOLDER, DockerOptions, Limits
 from tidegate_lifecycle.runtimes.docker.runtime import DockerRuntime
 from tidegate_lifecycle.runtimes.process import ProcessRuntime
 from tidegate_lifecycle.service import SERVICE, LifecycleServicer
@@ -86,11 +88,18 @@ def runtime_of(loaded: Loaded) -> Runtime:
     )
 
 
-def hub_cache(loaded: Loaded) -> Cache:
-    """The hub's cache as it lies on this machine."""
+def cache_of(loaded: Loaded) -> Cache:
+    """The hub's cache: the one that processes look in, or that containers mount."""
     folder, given = loaded.hub_cache, "hf_cache" in loaded.lifecycle.model_fields_set
-    named = folder is not None and (given or loaded.lifecycle.runtime == "docker")
-    return Cache.at(folder) if folder is not None and named else Cache.of(os.environ)
+    named = given or loaded.lifecycle.runtime == "docker"
+    return Cache.of(os.environ) if folder is None or not named else Cache.at(folder)
+
+
+def prepare_of(loaded: Loaded) -> Prepare:
+    """What downloads models' files."""
+    if loaded.lifecycle.runtime == "process":
+        return Preparer(cache_of(loaded)).prepare
+    return prepare.nothing if loaded.hub_cache is None else Preparer(cache_of(loaded), HUB_FOLDER).prepare
 
 
 async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
@@ -119,7 +128,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
             await store.load_times(),
         )
         reconciler = Reconciler(fleet)
-        files = ModelFiles(hub_cache(loaded), loaded.folder)
+        files = ModelFiles(cache_of(loaded), loaded.folder)
         reconciler.estimator = Estimator(files.shape, reconciler.post)
         stack.push_async_callback(reconciler.estimator.close)
         servicer = LifecycleServicer(reconciler, runtime)  # type: ignore[abstract]  # the rest is UNIMPLEMENTED
@@ -129,7 +138,8 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
         stack.push_async_callback(server.stop, 0.5)
         _serve_metrics(settings.metrics_listen)
         found = await judge(await runtime.list(), loaded.catalog, readings, probe)
-        work = asyncio.ensure_future(reconciler.run(Tools(runtime, probe, reconciler.post), found))
+        tools = Tools(runtime, probe, reconciler.post, prepare_of(loaded))
+        work = asyncio.ensure_future(reconciler.run(tools, found))
         upkeep = asyncio.ensure_future(_keep_house(reconciler, runtime, devices if readings else None))
         stack.push_async_callback(_end, work, upkeep, fleet)
         await _first(asyncio.ensure_future(reconciler.settled.wait()), work)

@@ -25,8 +25,9 @@ from tidegate_lifecycle.budget import Card, Intent, Ledger
 from tidegate_lifecycle.catalog import Catalog, Model
 from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.engines import ENGINES
-from tidegate_lifecycle.engines.base import Placement
+from tidegate_lifecycle.engines.base import Files, Placement
 from tidegate_lifecycle.events import Events
+from tidegate_lifecycle.hub.watching import Fetches
 from tidegate_lifecycle.instance import Drain, Instance, InstanceState
 from tidegate_lifecycle.keeper import ExternalKeeper, Keeper, Tools
 from tidegate_lifecycle.link import Link
@@ -90,6 +91,7 @@ class Fleet:
         self.crashes: dict[str, int] = {}
         """Servers of a model that died soon after they were ready, one after the other."""
         self.unhealthy: dict[str, str] = {}
+        self.fetches = Fetches()
         self.intents: tuple[Intent, ...] = ()
         self.waits: dict[str, Wait] = {}
         self.ordered: set[str] = set()
@@ -169,6 +171,7 @@ class Fleet:
                 self.load_times.get(name),
                 now,
             )
+            new = self.fetches.shown(new, of.get(name, ()), self.load_times.get(name))
             old = self.views.get(name)
             if new == old:
                 continue
@@ -243,8 +246,8 @@ class Fleet:
         self.keepers[instance.id] = keeper
         devices = tuple(self.devices[device] for device in action.devices)
 
-        def spec(host: str, port: int) -> StartSpec:
-            command = engine.command(model, Placement(host, port, devices, action.reserved_mib))
+        def spec(host: str, port: int, files: Files) -> StartSpec:
+            command = engine.command(model, Placement(host, port, devices, action.reserved_mib, files))
             return StartSpec(
                 instance_id=instance.id,
                 model=model.name,

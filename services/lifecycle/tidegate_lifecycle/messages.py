@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.devices import Device
+from tidegate_lifecycle.hub.prepare import Progress
 from tidegate_lifecycle.link import Stream
 from tidegate_lifecycle.needs import Estimate
 from tidegate_lifecycle.probes import Load
@@ -35,8 +36,17 @@ class StartEnded:
 
     instance_id: str
     kind: str
-    """exited, deadline or refused: a label of metrics."""
+    """exited, deadline, refused or download: a label of metrics."""
     text: str
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """How far the download before a server's launch is."""
+
+    instance_id: str
+    progress: Progress | None
+    """None = it is over, whatever came of it."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,7 @@ Message = (
     Launched
     | BecameReady
     | StartEnded
+    | Fetching
     | Died
     | Gone
     | Sampled

@@ -9,7 +9,6 @@ import json
 import os
 import struct
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,9 @@ class ModelFiles:
         hub = Hub(self._cache, self._environ | dict(model.env))
         listing = await hub.listing(source.repo)
         if model.engine == "llamacpp" or is_gguf(source):
-            return await self._gguf_of(hub, listing, pick(source, listing).files)
+            picked = pick(source, listing)
+            beside = (picked.projector,) if picked.projector and model.engine == "llamacpp" else ()
+            return await self._gguf_of(hub, listing, (*picked.files, *beside))
         names = {file.path for file in listing.files}
         if "config.json" not in names:
             raise UnknownError(f"{source.repo} has no config.json")
@@ -201,8 +202,8 @@ def _fetch_header(url: str, headers: Mapping[str, str]) -> Values:
         ):
             if answer.status_code != 200:
                 raise UnknownError(f"the model's server answers {answer.status_code}")
-            with closing(answer.iter_raw(_CHUNK)) as chunks:
-                return read_header(_reader(lambda: next(chunks, b"")))
+            chunks = answer.iter_raw(_CHUNK)
+            return read_header(_reader(lambda: next(chunks, b"")))
     except (httpx2.HTTPError, httpx2.InvalidURL):
         raise LaterError("the model's server can't be reached") from None
 

@@ -57,6 +57,7 @@ class Reconciler:
             m.Launched: self._launched,
             m.BecameReady: self._became_ready,
             m.StartEnded: self._start_ended,
+            m.Fetching: self._fetching,
             m.Died: self._died,
             m.Gone: self._gone,
             m.Sampled: self._sampled,
@@ -146,6 +147,12 @@ class Reconciler:
         self.fleet.count(instance.model, "failed_loads")
         metrics.FAILED_LOADS.labels(instance.model, message.kind).inc()
         self.fleet.back_off(instance.model, message.text, now)
+
+    def _fetching(self, message: m.Fetching, now: float) -> None:
+        event = self.fleet.fetches.take(message.instance_id, message.progress, now)
+        instance = self.fleet.instances.get(message.instance_id)
+        if event is not None and instance is not None:
+            self.fleet.events.add(now, event[0], instance.model, instance.id, event[1])
 
     def _died(self, message: m.Died, now: float) -> None:
         instance = self.fleet.instances[message.instance_id]

@@ -10,6 +10,7 @@ from tidegate_lifecycle.budget import Card, Ledger
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.fleet import Fleet
+from tidegate_lifecycle.hub import watching
 from tidegate_lifecycle.instance import Instance
 from tidegate_lifecycle.needs import Need, Source
 from tidegate_lifecycle.placing import groups
@@ -43,6 +44,9 @@ def _model(fleet: Fleet, model: Model, cards: dict[str, Card], now: float) -> pb
     )
     if not model.external:
         _tell_need(status, fleet.need(model), cards.values())
+    fetch = fleet.fetches.of(one for one in fleet.instances.values() if one.model == model.name)
+    if fetch is not None:
+        status.download.CopyFrom(watching.status(fetch))
     if model.name in fleet.views:
         supply = model_supply(fleet.views[model.name], now)
         status.state, status.reason, status.message = supply.state, supply.reason, supply.message

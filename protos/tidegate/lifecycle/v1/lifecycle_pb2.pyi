@@ -787,6 +787,7 @@ class ModelStatus(_message.Message):
     PINNED_FIELD_NUMBER: _builtins.int
     NEED_MIB_FIELD_NUMBER: _builtins.int
     NEED_SOURCE_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Its name."""
     state: Global___ModelState.ValueType
@@ -811,6 +812,10 @@ class ModelStatus(_message.Message):
     """Memory that it needs per card, in MiB; 0 = unknown or none."""
     need_source: _builtins.str
     """Where that number is from: declared, estimated, measured, unknown."""
+    @_builtins.property
+    def download(self) -> Global___Download:
+        """The download before its start; absent = none is under way."""
+
     def __init__(
         self,
         *,
@@ -826,14 +831,45 @@ class ModelStatus(_message.Message):
         pinned: _builtins.bool = ...,
         need_mib: _builtins.int = ...,
         need_source: _builtins.str = ...,
+        download: Global___Download | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["download", b"download"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed_loads", b"failed_loads", "load_time_ms", b"load_time_ms", "loads", b"loads", "message", b"message", "model", b"model", "need_mib", b"need_mib", "need_source", b"need_source", "pinned", b"pinned", "reason", b"reason", "restarts", b"restarts", "retry_after_ms", b"retry_after_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["download", b"download", "failed_loads", b"failed_loads", "load_time_ms", b"load_time_ms", "loads", b"loads", "message", b"message", "model", b"model", "need_mib", b"need_mib", "need_source", b"need_source", "pinned", b"pinned", "reason", b"reason", "restarts", b"restarts", "retry_after_ms", b"retry_after_ms", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelStatus: _TypeAlias = ModelStatus  # noqa: Y015
+
+@_typing.final
+class Download(_message.Message):
+    """Files of a model on their way from the hub, or from another address."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    done_bytes: _builtins.int
+    """Bytes that are there."""
+    total_bytes: _builtins.int
+    """Bytes in all; 0 = unknown."""
+    bytes_per_second: _builtins.int
+    """How fast they come, on average since it began; 0 = unknown."""
+    def __init__(
+        self,
+        *,
+        done_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        bytes_per_second: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "done_bytes", b"done_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Download: _TypeAlias = Download  # noqa: Y015
 
 @_typing.final
 class InstanceStatus(_message.Message):
@@ -1165,8 +1201,11 @@ class PlanPlacementResponse(_message.Message):
     ACTIONS_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    NEED_FIELD_NUMBER: _builtins.int
     problem: _builtins.str
     """Why it can't be placed now; empty = it can, or it runs."""
+    need: _builtins.str
+    """What one server of it needs of each of its cards, and how that is known, in words and numbers."""
     @_builtins.property
     def actions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The actions, in words and numbers, in their order."""
@@ -1181,10 +1220,11 @@ class PlanPlacementResponse(_message.Message):
         actions: _abc.Iterable[_builtins.str] | None = ...,
         problem: _builtins.str = ...,
         devices: _abc.Iterable[_builtins.str] | None = ...,
+        need: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "devices", b"devices", "problem", b"problem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "devices", b"devices", "need", b"need", "problem", b"problem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1537,7 +1577,7 @@ class Event(_message.Message):
     age_ms: _builtins.int
     """How long ago, in ms."""
     kind: _builtins.str
-    """What kind, a short word: starting, ready, draining, stopping, gone, start_failed, evicted, adopted, ..."""
+    """What kind, a short word: starting, download_started, downloading, downloaded, ready, draining, stopping, gone, start_failed, evicted, adopted, ..."""
     model: _builtins.str
     """The model, if it is about one."""
     instance_id: _builtins.str

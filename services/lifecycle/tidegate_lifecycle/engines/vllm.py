@@ -42,7 +42,7 @@ class VllmEngine:
     def command(self, model: Model, placement: Placement) -> Command:
         """It serves the model's name, its aliases and its upstream name, so that no body is rewritten."""
         local = model.source.startswith("~") and not model.image
-        source = os.path.expanduser(model.source) if local else model.source
+        source = placement.files.model or (os.path.expanduser(model.source) if local else model.source)
         argv = [model.executable or "vllm", "serve", source]
         argv += ["--host", placement.host, "--port", str(placement.port)]
         argv += ["--served-model-name", *_names(model)]

@@ -30,6 +30,9 @@ class Listing:
     cached: bool = False
     """The hub couldn't be asked: these are the files that the cache holds, perhaps not all there are."""
 
+    why: str = ""
+    """Why it couldn't be asked, for callers."""
+
     def find(self, path: str) -> RepoFile | None:
         """The file of that path."""
         return next((file for file in self.files if file.path == path), None)
@@ -59,6 +62,10 @@ class Cache:
     def repo(self, repo: str) -> Path:
         """A repository's folder: named as the library does."""
         return self.hub / "--".join(("models", *repo.split("/")))
+
+    def blob(self, repo: str, etag: str) -> Path:
+        """Where the content of that name lies, whatever files have it."""
+        return self.repo(repo) / "blobs" / etag
 
     def listing(self, repo: str) -> Listing | None:
         """What there is of a repository's newest commit; None = nothing."""

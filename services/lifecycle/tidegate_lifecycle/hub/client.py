@@ -10,9 +10,10 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from tidegate_lifecycle.hub import words
 from tidegate_lifecycle.hub.cache import Cache, Listing, RepoFile
@@ -60,11 +61,11 @@ class Hub:
         """The repository's files with their sizes; from the cache when the hub doesn't help. HubFailed."""
         try:
             return await self._call(repo, lambda: self._listing(repo))
-        except HubFailed:
+        except HubFailed as error:
             found = await asyncio.to_thread(self.cache.listing, repo)
             if found is None:
                 raise
-            return found
+            return replace(found, why=str(error))
 
     async def read(self, repo: str, path: str) -> bytes:
         """A small file such as config.json, kept in the cache. HubFailed; `Missing` when it lacks it."""
@@ -81,10 +82,19 @@ class Hub:
             return known.size
         return (await self.remote(listing, path)).size
 
-    def place(self, listing: Listing, path: str) -> None:
-        """Enters a file whose content is among the repository's blobs into its snapshot. Blocks."""
-        self._ask(listing.repo, path, lambda: self._fetch(listing.repo, path, listing.commit))
-        self.cache.remember(listing)
+    async def place(self, listing: Listing, path: str) -> None:
+        """Enters a file whose content is among the repository's blobs into its snapshot. HubFailed."""
+
+        def enter() -> None:
+            self._ask(listing.repo, path, lambda: self._fetch(listing.repo, path, listing.commit))
+            self._ask(listing.repo, path, lambda: self.cache.remember(listing))
+
+        await self._call(listing.repo, enter)
+
+    def headers_for(self, url: str) -> dict[str, str]:
+        """The token, if it is an address of this hub."""
+        ours = urlsplit(url)[:2] == urlsplit(self._endpoint)[:2]
+        return {"Authorization": f"Bearer {self._token}"} if ours and self._token else {}
 
     async def _call(self, repo: str, function: Callable[[], _T]) -> _T:
         try:

@@ -61,6 +61,9 @@ class Job:
     validator: str = ""
     """A strong ETag: parts of different contents are never joined. Empty = the target's name says it."""
 
+    same: bool = True
+    """What an earlier run has left is of the same content; else it begins anew."""
+
     @property
     def partial(self) -> Path:
         """Where it grows."""
@@ -123,6 +126,8 @@ class Transfer:
 
     def _take_up(self, file: IO[bytes]) -> None:
         """What an earlier run has left; and there must be room for the rest."""
+        if not self.job.same:
+            self._begin_anew(file)
         file.seek(0)
         while chunk := file.read(_CHUNK):
             self._heed()
