@@ -16,8 +16,8 @@ def need_text(need: Need, cards: Iterable[Card]) -> str:
     pool = [card for card in cards if card.pool == need.pool]
     found = min(groups(need, pool), key=lambda group: need.on(group.cards[0], group.count), default=None)
     if found is None:
-        least = f"; {need.estimate.why}" if need.estimate.why and not need.declared else ""
-        return f"more than any card of the pool {need.pool} may hold{least}"
+        why = f"; {need.estimate.why}" if need.estimate.why and not need.declared else ""
+        return f"more than any card of the pool {need.pool} may hold{why}"
     card, count = found.cards[0], found.count
     source = need.source(card, count)
     if source is Source.UNKNOWN:
@@ -30,7 +30,7 @@ def need_text(need: Need, cards: Iterable[Card]) -> str:
     shrunk = ""
     if full > need.on(card, count):
         shrunk = f"; {gib(full)} GiB were asked for, {gib(least)} would do for one sequence"
-    return f"{amount} = {need.estimate.why}{shrunk}"
+    return f"{amount} from {need.estimate.why}{shrunk}"
 
 
 def _each(count: int) -> str:
