@@ -82,8 +82,8 @@ async def test_models_are_packed_by_their_estimates_from_the_first_start(
     assert [item.reserved_mib for item in status.instances] == [11_162, 11_162]
     assert {(one.need_source, one.need_mib) for one in status.models} == {("estimated", 11_162)}
     assert await explained(service, "c") == (
-        "estimated: 10.9 GiB from 8 GiB weights and 1 GiB KV cache for 1 sequence of 8,192 tokens, the model's "
-        "own maximum; divided by the number of cards, a tenth more, and 1 GiB on each card"
+        "estimated: 10.9 GiB from 8 GiB weights and 1 GiB KV cache for 1 sequence of 8,192 tokens, the "
+        "model's own maximum; divided by the number of cards, a tenth more, and 1 GiB on each card"
     )
 
 
