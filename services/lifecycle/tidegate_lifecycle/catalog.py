@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+VLLM_SEQS = 256
+"""vLLM's own default, but for large cards in late releases."""
+
 
 @dataclass(frozen=True)
 class DeviceSpec:
@@ -57,6 +60,7 @@ class Model:
     executable: str = ""
     max_model_len: int | None = None
     max_num_seqs: int | None = None
+    """Sequences that its server works on at once; None = see `seqs_at_once`."""
     kv_reservation_seqs: int | None = None
     """Sequences whose KV cache a vLLM server is to have; None = see `reserved_seqs`."""
     kv_cache_dtype: str = ""
@@ -76,6 +80,11 @@ class Model:
     def external(self) -> bool:
         """Runs elsewhere: never started, never stopped, needs no card here."""
         return self.engine == "external"
+
+    @property
+    def seqs_at_once(self) -> int:
+        """What a vLLM server is told: its memory depends on it, and its own default on release and card."""
+        return self.max_num_seqs or max(VLLM_SEQS, self.max_concurrent or 0)
 
     @property
     def served_name(self) -> str:

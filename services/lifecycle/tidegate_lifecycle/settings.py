@@ -155,7 +155,9 @@ class ModelSettings(Settings):
         None, description="Context length in tokens; empty = the model's own."
     )
     max_num_seqs: Annotated[int | None, Maybe(Whole(1, 65536))] = Field(
-        None, description="Sequences that the server works on at once; empty = the server's default."
+        None,
+        description="Sequences that the server works on at once; empty = 256 with vllm, or max_concurrent if "
+        "that is more, and 1 with llamacpp.",
     )
     kv_reservation_seqs: Annotated[int | None, Maybe(Whole(1, 65536))] = Field(
         None,

@@ -7,6 +7,7 @@ from typing import Any
 Config = dict[str, Any]
 
 LLAMA_3_8B: Config = {
+    "vocab_size": 128_256,
     "model_type": "llama",
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -26,6 +27,7 @@ LLAMA_31_8B: Config = {
 }
 
 QWEN3_8B: Config = {
+    "vocab_size": 151_936,
     "model_type": "qwen3",
     "head_dim": 128,
     "hidden_size": 4096,
@@ -41,7 +43,17 @@ QWEN3_8B: Config = {
 }
 QWEN3_8B_BYTES = 16_381_470_720
 
+QWEN3_06B: Config = {
+    **QWEN3_8B,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+}
+QWEN3_06B_BYTES = 1_503_300_328
+
 QWEN25_7B: Config = {  # 28 heads: only 1, 2 and 4 cards divide them and the width
+    "vocab_size": 152_064,
     "model_type": "qwen2",
     "hidden_size": 3584,
     "intermediate_size": 18_944,
@@ -88,6 +100,7 @@ GEMMA_3_4B: Config = {  # what equals the defaults of transformers is left out
 }
 
 QWEN3_NEXT_80B: Config = {
+    "vocab_size": 151_936,
     "model_type": "qwen3_next",
     "head_dim": 256,
     "hidden_size": 2048,
@@ -108,6 +121,7 @@ QWEN3_NEXT_80B: Config = {
 }
 
 DEEPSEEK_V2_LITE: Config = {
+    "vocab_size": 102_400,
     "model_type": "deepseek_v2",
     "hidden_size": 2048,
     "intermediate_size": 10_944,
@@ -126,6 +140,7 @@ DEEPSEEK_V2_LITE: Config = {
 }
 
 MIXTRAL_8X7B: Config = {
+    "vocab_size": 32_000,
     "model_type": "mixtral",
     "hidden_size": 4096,
     "intermediate_size": 14_336,
@@ -140,6 +155,7 @@ MIXTRAL_8X7B: Config = {
 MIXTRAL_8X7B_BYTES = 93_405_585_408
 
 PHI_4: Config = {
+    "vocab_size": 100_352,
     "model_type": "phi3",
     "hidden_size": 5120,
     "intermediate_size": 17_920,
@@ -164,6 +180,7 @@ PHI_3_MINI_4K: Config = {  # every layer slides
 }
 
 GPT_OSS_20B: Config = {
+    "vocab_size": 201_088,
     "model_type": "gpt_oss",
     "head_dim": 64,
     "hidden_size": 2880,
@@ -179,6 +196,7 @@ GPT_OSS_20B: Config = {
 }
 
 MAMBA_2_8B: Config = {
+    "vocab_size": 50_280,
     "model_type": "mamba",
     "hidden_size": 2560,
     "intermediate_size": 5120,

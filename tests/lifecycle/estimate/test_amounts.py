@@ -26,8 +26,9 @@ def model(**keys: object) -> Model:
     return dataclasses.replace(CHAT, **keys)  # type: ignore[arg-type]
 
 
-def mib(weights: float, cache: float) -> int:
-    return math.ceil(((weights + cache) * 1.1 + GIB) / 2**20)
+def mib(weights: float, cache: float, sampling: int = 0) -> int:
+    """The formula; what sampling takes beyond half a GiB is added."""
+    return math.ceil(((weights + cache) * 1.1 + GIB + max(0, sampling - GIB // 2)) / 2**20)
 
 
 def test_qwen3_8b_by_hand() -> None:
@@ -46,7 +47,7 @@ def test_qwen3_8b_by_hand() -> None:
 
 def test_sliding_windows_cost_a_fifth_and_hybrid_layers_a_quarter_of_full_attention() -> None:
     """Gemma 3 and Qwen3-Next at 128 Ki tokens: what counting every layer as full would make of them."""
-    settings = model(max_model_len=131_072, kv_reservation_seqs=1, tensor_parallel_size=1)
+    settings = model(max_model_len=131_072, max_num_seqs=1, tensor_parallel_size=1)
     gemma = estimate(from_config(p.GEMMA_3_27B, 0), settings)
     windows = 52 * 16 * 256 * 2 * (1024 + 8192)  # a step's tokens beside the window
     assert gemma.mib[1] == mib(0, 131_072 * 81_920 + windows)
@@ -70,15 +71,31 @@ def test_an_encoder_needs_its_weights_alone() -> None:
     assert "1.1 GiB weights and no KV cache" in found.why
 
 
+def test_a_small_model_with_a_large_vocabulary_needs_room_to_sample() -> None:
+    """Qwen3-0.6B: 256 sequences × 151,936 tokens × 28 bytes = 1 GiB, half of which the overhead covers."""
+    sampling = 256 * 151_936 * 28
+    found = estimate(from_config(p.QWEN3_06B, p.QWEN3_06B_BYTES), model(max_model_len=4096))
+    assert found.least[1] == mib(p.QWEN3_06B_BYTES, 4096 * 112 * KIB, sampling)
+    assert found.least[1] - mib(p.QWEN3_06B_BYTES, 4096 * 112 * KIB) == 527
+    assert found.least[2] == mib(p.QWEN3_06B_BYTES / 2, 4096 * 56 * KIB, sampling)
+    assert found.why.endswith("a tenth more, and 1.5 GiB on each card")
+    few = estimate(from_config(p.QWEN3_06B, p.QWEN3_06B_BYTES), model(max_model_len=4096, max_num_seqs=8))
+    assert few.least[1] == mib(p.QWEN3_06B_BYTES, 4096 * 112 * KIB)
+    many = estimate(
+        from_config(p.QWEN3_06B, p.QWEN3_06B_BYTES), model(max_model_len=4096, max_concurrent=512)
+    )
+    assert many.least[1] == mib(p.QWEN3_06B_BYTES, 4096 * 112 * KIB, 2 * sampling)
+
+
 def test_a_model_without_any_setting_gets_its_own_length_and_no_card_of_its_own() -> None:
     """One sequence of the native maximum, or 32,768 tokens: not the 256 sequences of vLLM's default."""
     qwen = estimate(from_config(p.QWEN3_8B, p.QWEN3_8B_BYTES), model())
     assert qwen.mib == qwen.least
-    assert qwen.mib[1] == mib(p.QWEN3_8B_BYTES, 40_960 * 144 * KIB)
+    assert qwen.mib[1] == mib(p.QWEN3_8B_BYTES, 40_960 * 144 * KIB, 256 * 151_936 * 28)
     assert "1 sequence of 40,960 tokens, the model's own maximum" in qwen.why
     llama = estimate(from_config(p.LLAMA_3_8B, p.LLAMA_3_8B_BYTES), model())
-    assert llama.mib[1] == mib(p.LLAMA_3_8B_BYTES, 4 * 8192 * 128 * KIB)
-    assert llama.least[1] == mib(p.LLAMA_3_8B_BYTES, 8192 * 128 * KIB)
+    assert llama.mib[1] == mib(p.LLAMA_3_8B_BYTES, 4 * 8192 * 128 * KIB, 256 * 128_256 * 28)
+    assert llama.least[1] == mib(p.LLAMA_3_8B_BYTES, 8192 * 128 * KIB, 256 * 128_256 * 28)
 
 
 @pytest.mark.parametrize(

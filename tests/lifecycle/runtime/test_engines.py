@@ -75,7 +75,7 @@ def test_vllm_on_declared_cards_is_bound_where_there_are_real_ones(
     argv = VllmEngine({}, gpu).command(plain, place(DECLARED, reserved=reserved)).argv
     assert argv[:3] == ("/opt/vllm", "serve", str(Path("~/models/x").expanduser()))
     assert argv[argv.index("--served-model-name") :][1:3] == ("m", "u")
-    assert (argv[-2:] == ("--gpu-memory-utilization", "0.5000")) == given
+    assert (argv[-4:-2] == ("--gpu-memory-utilization", "0.5000")) == given
     assert "--tensor-parallel-size" not in argv
 
 
@@ -179,6 +179,18 @@ def test_a_signature_stays_with_what_does_not_touch_the_server() -> None:
     assert ENGINES["command"].signature(replace(command, aliases=("x",), vram_mib=5)) == ENGINES[
         "command"
     ].signature(command)
+
+
+def test_vllm_is_told_how_many_sequences_it_works_on() -> None:
+    """Its memory depends on it, and its own default on release and card."""
+    plain = Model("m", engine="vllm", source="a/b")
+    for model, told in (
+        (replace(plain, max_num_seqs=16), "16"),
+        (plain, "256"),
+        (replace(plain, max_concurrent=300), "300"),
+    ):
+        argv = VllmEngine({}, gpu=False).command(model, place(DECLARED)).argv
+        assert argv[argv.index("--max-num-seqs") + 1] == told
 
 
 def test_slots_follow_the_sequences() -> None:

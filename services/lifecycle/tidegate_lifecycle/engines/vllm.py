@@ -90,7 +90,7 @@ def _names(model: Model) -> list[str]:
 def _options(model: Model) -> list[str]:
     options = (
         ("--max-model-len", model.max_model_len),
-        ("--max-num-seqs", model.max_num_seqs),
+        ("--max-num-seqs", model.seqs_at_once),
         ("--dtype", "" if model.dtype == "auto" else model.dtype),
         ("--quantization", model.quantization),
         ("--kv-cache-dtype", model.kv_cache_dtype),

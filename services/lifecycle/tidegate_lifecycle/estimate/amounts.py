@@ -3,7 +3,10 @@
     need per card = (weights ÷ cards + KV cache per card) × 1.1 + 1 GiB
 
 The tenth is for what grows with the model: activations, graphs, blocks that aren't full. The GiB is for what
-each process on a card costs: the CUDA context, libraries' workspaces.
+each process on a card costs: the CUDA context, libraries' workspaces, activations. vLLM also samples for
+all its sequences at once when it measures itself, on each card over the whole vocabulary: for small models
+with large vocabularies that is most of what they need beside weights and cache. What exceeds half of the
+GiB is added.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from tidegate_lifecycle.needs import Estimate
 MARGIN = 1.1
 OVERHEAD = 2**30
 """Bytes per card."""
+SAMPLING = 28
+"""Bytes per sequence and token of the vocabulary: logits (2 + 4), sorted with their indices (4 + 8),
+probabilities and their sums (4 + 4), masks (2)."""
 LLAMA_CARDS = 8
 """The most cards over which llama.cpp's layers are spread unasked."""
 _CACHE_BYTES = {
@@ -64,14 +70,17 @@ def _vllm(shape: Shape, model: Model, changed: Changes, length: int) -> Estimate
     element = cache_bytes(model.kv_cache_dtype, shape.element)
     seqs = reserved_seqs(model, length) if shape.caches or shape.state else 1
 
+    sampling = max(0, model.seqs_at_once * shape.vocabulary * SAMPLING - OVERHEAD // 2)
+
     def need(cards: int, number: int) -> int:
         weights = max(0.0, shape.weights / cards - changed.offload)
-        return _mib(weights, _cache(shape, length, number, changed.chunk, element, cards))
+        return _mib(weights, _cache(shape, length, number, changed.chunk, element, cards), sampling)
 
     counts = _counts(shape, model)
     if not counts:
         raise UnknownError("no number of cards divides its attention heads")
-    why = _why(shape, model, changed, length, seqs, _cache(shape, length, seqs, changed.chunk, element))
+    cache = _cache(shape, length, seqs, changed.chunk, element)
+    why = _why(shape, model, changed, length, seqs, cache, sampling)
     return Estimate({one: need(one, seqs) for one in counts}, {one: need(one, 1) for one in counts}, why)
 
 
@@ -92,7 +101,7 @@ def _llama(shape: Shape, model: Model, changed: Changes, length: int) -> Estimat
     asked = model.tensor_parallel_size
     counts = [asked] if asked else range(1, min(LLAMA_CARDS, shape.layers) + 1)
     full = {one: need(one) for one in counts}
-    return Estimate(full, full, _why(shape, model, changed, length, seqs, cache))
+    return Estimate(full, full, _why(shape, model, changed, length, seqs, cache, 0))
 
 
 def _cache(shape: Shape, length: int, seqs: int, chunk: int, element: float, cards: int = 1) -> float:
@@ -129,25 +138,30 @@ def _tokens(cache: Cache, length: int, seqs: int, chunk: int) -> int:
     return min(length * seqs, cache.window * seqs + chunk)
 
 
-def _mib(weights: float, cache: float) -> int:
-    return math.ceil(((weights + cache) * MARGIN + OVERHEAD) / 2**20)
+def _mib(weights: float, cache: float, sampling: int = 0) -> int:
+    return math.ceil(((weights + cache) * MARGIN + OVERHEAD + sampling) / 2**20)
 
 
-def _why(shape: Shape, model: Model, changed: Changes, length: int, seqs: int, cache: float) -> str:
+def _why(
+    shape: Shape, model: Model, changed: Changes, length: int, seqs: int, cache: float, sampling: int
+) -> str:
     """The numbers behind the need, all cards together."""
-    weights = f"{_gib(shape.weights)} GiB weights"
+    weights = f"{_size(shape.weights)} weights"
     if changed.offload:
-        weights += f" less {_gib(changed.offload)} GiB per card in the host's memory"
+        weights += f" less {_size(changed.offload)} per card in the host's memory"
     if changed.layers is not None:
         weights += f" ({min(changed.layers, shape.layers + 1)} of {shape.layers + 1} layers on cards)"
     kept = "no KV cache"
     if shape.caches or shape.state:
         sequences = "1 sequence" if seqs == 1 else f"{seqs} sequences"
         own = "" if model.max_model_len else ", the model's own maximum"
-        kept = f"{_gib(cache)} GiB KV cache for {sequences} of {length:,} tokens{own}"
+        kept = f"{_size(cache)} KV cache for {sequences} of {length:,} tokens{own}"
     spread = "" if model.tensor_parallel_size == 1 else " divided by the number of cards,"
-    return f"{weights} and {kept};{spread} a tenth more, and 1 GiB on each card"
+    return f"{weights} and {kept};{spread} a tenth more, and {_size(OVERHEAD + sampling)} on each card"
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f}".removesuffix(".0")
+def _size(size: float) -> str:
+    """Bytes as a short number with its unit."""
+    if size < 2**30:
+        return f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**30:.1f}".removesuffix(".0") + " GiB"

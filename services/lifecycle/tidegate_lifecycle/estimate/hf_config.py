@@ -25,12 +25,14 @@ _DEFAULTS: dict[str, dict[str, int]] = {
         "hidden_size": 2304,
         "sliding_window": 4096,
         "max_position_embeddings": 131_072,
+        "vocab_size": 262_208,
     },
     "llama": {
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
         "hidden_size": 4096,
         "max_position_embeddings": 2048,
+        "vocab_size": 32_000,
     },
     "mistral": {
         "num_hidden_layers": 32,
@@ -38,6 +40,7 @@ _DEFAULTS: dict[str, dict[str, int]] = {
         "num_key_value_heads": 8,
         "hidden_size": 4096,
         "max_position_embeddings": 131_072,
+        "vocab_size": 32_000,
     },
 }
 """What transformers assumes, and what nested configurations of multimodal models therefore leave out."""

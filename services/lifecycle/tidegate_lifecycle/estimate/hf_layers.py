@@ -39,6 +39,7 @@ def decoder(text: Config, model_type: str) -> Shape:
         caches=tuple(caches),
         state=state,
         layers=len(of),
+        vocabulary=maybe(text, "vocab_size") or 0,
         parts=_parts(text),
         kv_heads=max((cache.heads for cache in caches if cache.divided), default=1),
     )

@@ -47,6 +47,8 @@ class Shape:
     element: int = 2
     """Bytes of an element of the KV cache, when no other type is asked for."""
     layers: int = 1
+    vocabulary: int = 0
+    """Tokens that there are; 0 = nothing is sampled."""
     parts: int = 1
     """What a number of cards has to divide: attention heads, and the widths that are split."""
     kv_heads: int = 1
