@@ -19,7 +19,7 @@ INFO 05-01 08:00:09 [kv_cache_utils.py:634] GPU KV cache size: 350,464 tokens
 INFO 05-01 08:00:09 [kv_cache_utils.py:637] Maximum concurrency for 40,960 tokens per request: 8.56x
 """.splitlines()
 REAL = """
-(Worker pid=4676) INFO 11-21 16:11:35 [cpu_worker.py:260] Explicitly set (1.0/9.34) GiB for KV cache on node 0.
+(Worker pid=4676) INFO 11-21 16:11:35 Explicitly set (1.0/9.34) GiB for KV cache on node 0.
 (EngineCore pid=4000) INFO [kv_cache_utils.py:2327] CPU KV cache size: 1,048,576 tokens, Maximum concurrency \
 for 2,048 tokens per request: 512.00x
 """.splitlines()

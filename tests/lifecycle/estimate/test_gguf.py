@@ -179,6 +179,22 @@ def test_sliding_windows_by_architecture_by_list_and_not_at_all() -> None:
     assert [cache.size for cache in shape(narrow, 1).caches] == [128, 256]
 
 
+@given(
+    st.sampled_from([LLAMA, GEMMA3, QWEN3_NEXT, LFM2, MAMBA, BERT]),
+    st.integers(0, 20),
+    st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=70),
+)
+def test_whatever_a_header_says_it_is_a_shape_or_a_reason(
+    values: dict[str, Any], which: int, value: Any
+) -> None:
+    """Files are others' work; one odd value must not be a fault here."""
+    key = list(values)[which % len(values)]
+    with contextlib.suppress(UnknownError):
+        made = shape({**values, key: value}, 1000)
+        assert made.state >= 0
+        assert made.divides(1)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

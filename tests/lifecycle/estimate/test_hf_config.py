@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.lifecycle.estimate import published as p
 from tidegate_lifecycle.estimate.amounts import cache_per_token
@@ -150,6 +153,29 @@ def test_what_isnt_understood_is_never_guessed(change: dict[str, Any], words: st
     """It is said instead."""
     with pytest.raises(UnknownError, match=words.replace("?", r"\?")):
         shape({**p.LLAMA_3_8B, **change}, 1)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = sorted(
+    {key for config, *_ in PER_TOKEN for key in config} | {"layer_types", "block_types", "rope_parameters"}
+)
+
+
+@given(st.sampled_from([config for config, *_ in PER_TOKEN]), st.sampled_from(KEYS), values)
+def test_whatever_a_file_says_it_is_a_shape_or_a_reason(config: p.Config, key: str, value: Any) -> None:
+    """Files are others' work; one odd value must not be a fault here."""
+    for changed in ({**config, key: value}, {"text_config": {**config, key: value}, "model_type": "llava"}):
+        with contextlib.suppress(UnknownError):
+            made = shape(changed, 1000)
+            assert made.weights >= 0
+            assert made.state >= 0
+            assert made.native_length is None or made.native_length > 0
+            assert made.divides(1)
+            assert all(cache.layers > 0 and cache.elements() >= 0 for cache in made.caches)
 
 
 def test_a_dtype_that_isnt_known() -> None:

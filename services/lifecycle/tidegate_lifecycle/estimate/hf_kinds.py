@@ -51,10 +51,11 @@ def _named(text: Mapping[str, Any]) -> list[str]:  # 1
         words = text.get(key)
         if not isinstance(words, list) or not words:
             continue
-        unknown = next((word for word in words if word not in _KINDS), None)
-        if unknown is not None:
+        named = [_KINDS.get(str(word)) for word in words]
+        if None in named:
+            unknown = str(words[named.index(None)])[:40]
             raise UnknownError(f"what {unknown!r} among {key} means for memory isn't known")
-        return [_KINDS[word] for word in words]
+        return [kind for kind in named if kind]
     letters = text.get("hybrid_override_pattern")
     if isinstance(letters, str) and letters:
         by = {"*": FULL, "M": STATE, "-": NONE, "E": NONE}
