@@ -259,6 +259,19 @@ def test_whose_memory_is_not_known_is_warned_of(tmp_path: Path) -> None:
     assert (found.kv_reservation_seqs, found.kv_cache_dtype) == (4, "")
 
 
+def test_a_gguf_model_of_vllm_wants_a_tokenizer(tmp_path: Path) -> None:
+    """Without one vLLM converts the file's own: said, not refused; other sources bring theirs."""
+    entry = {"engine": "vllm", "vram": "1GiB"}
+    models = {
+        "a": {**entry, "source": "org/m-GGUF:Q4_K_M"},
+        "b": {**entry, "source": "org/m/x.gguf", "tokenizer": "org/m"},
+        "c": {**entry, "source": "org/m"},
+    }
+    told = said(tmp_path, {"models": models}, warnings=True)
+    words = "is not given: vLLM then converts the GGUF file's own, which takes long and may be wrong"
+    assert told == [f"warning: models.a.tokenizer: {words}"]
+
+
 def test_containers_have_an_image_and_their_volumes(tmp_path: Path) -> None:
     """With the docker runtime a model's image is its own or the general one; processes have neither."""
     models = {

@@ -22,6 +22,7 @@ from tidegate_chassis.kinds import Address, Choice, Duration, Flag, Number, Size
 from tidegate_lifecycle.catalog import Catalog, DeviceSpec, Model
 from tidegate_lifecycle.docker_settings import IMAGE, VOLUME, DockerSettings
 from tidegate_lifecycle.engines import ENGINES
+from tidegate_lifecycle.hub.source import is_gguf, parse
 from tidegate_lifecycle.kinds import MIB, Identifier, JsonObject, ListOf, Mapped, Maybe, Vram, VramKind
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
@@ -83,7 +84,8 @@ class LifecycleSettings(Settings):
     )
     hf_cache: Annotated[str, _TEXT] = Field(
         "~/.cache/huggingface",
-        description="The hub's cache, mounted into containers of engines vllm and llamacpp; empty = none.",
+        description="The hub's cache: models are downloaded into it, and containers of engines vllm and "
+        "llamacpp have it mounted; empty = none. Left out, processes use the environment's (HF_HOME).",
     )
     docker: DockerSettings = Field(DockerSettings(), description="The docker runtime.")
     metrics_listen: Annotated[str, Address(unix=False, optional=True)] = Field(
@@ -122,7 +124,10 @@ class ModelSettings(Settings):
         "/health", description="Answers with 2xx when the server is ready."
     )
     start_timeout: Annotated[float, Duration("1s", "1d")] = Field(
-        600.0, description="How long a start may take."
+        600.0,
+        description="How long a first start may take, downloads and image pulls not counted; later ones may "
+        "take three times as long as its loads did, and a minute more. Never less than 6s for each GiB "
+        "reserved; more after starts that weren't ready in time.",
     )
     max_concurrent: Annotated[int | None, Maybe(Whole(1, 1000))] = Field(
         None,
@@ -143,8 +148,12 @@ class ModelSettings(Settings):
         {}, description="Merged under the fields of each request."
     )
     source: Annotated[
-        str | None, Maybe(Text(r"[^\x00-\x20-][^\x00-\x1f]*", "a hub name, a folder or a file"))
-    ] = Field(None, description="Engines vllm and llamacpp: hub name, folder, GGUF file.")
+        str | None, Maybe(Text(r"[^\x00-\x20-][^\x00-\x1f]*", "a hub name, a folder, a file or a URL"))
+    ] = Field(
+        None,
+        description="Engines vllm and llamacpp: org/repo, a folder, or GGUF as a file, a URL, "
+        "org/repo/file.gguf, org/repo-GGUF or org/repo:QUANT.",
+    )
     executable: Annotated[str | None, Maybe(Text(r"[^\x00-\x1f]+", "a program's name or path"))] = Field(
         None, description="The program of engines vllm and llamacpp; empty = vllm, llama-server."
     )
@@ -180,7 +189,7 @@ class ModelSettings(Settings):
         "auto", description="Engine vllm: --dtype."
     )
     tokenizer: Annotated[str | None, Maybe(Text(r"[^\x00-\x20-][^\x00-\x1f]*", "a hub name or a folder"))] = (
-        Field(None, description="Engine vllm: --tokenizer.")
+        Field(None, description="Engine vllm: --tokenizer; with GGUF the repository of the original model.")
     )
     volumes: Annotated[tuple[str, ...], ListOf(VOLUME)] = Field(
         (), description="Docker runtime: folders or named volumes for its container, SOURCE:TARGET[:ro|rw]."
@@ -313,6 +322,7 @@ def _check_engine(path: str, name: str, entry: ModelSettings, found: list[Proble
         found.append(Problem(f"{path}.{required}", f"is required by the engine {entry.engine}"))
     if entry.engine == "command":
         _check_command(path, entry, found)
+    _check_gguf(path, entry, found)
     for argument in entry.extra_args:
         if instead := ENGINES[entry.engine].flags.instead(argument):
             text = f"{argument!r} is set by the service; {instead}"
@@ -342,6 +352,12 @@ def _check_reservation(path: str, entry: ModelSettings, found: list[Problem]) ->
     elif entry.max_num_seqs is not None and seqs > entry.max_num_seqs:
         text = f"{seqs} is more than max_num_seqs ({entry.max_num_seqs}), which counts"
         found.append(Problem(f"{path}.kv_reservation_seqs", text, warning=True))
+
+
+def _check_gguf(path: str, entry: ModelSettings, found: list[Problem]) -> None:
+    if entry.engine == "vllm" and entry.source and not entry.tokenizer and is_gguf(parse(entry.source)):
+        text = "is not given: vLLM then converts the GGUF file's own, which takes long and may be wrong"
+        found.append(Problem(f"{path}.tokenizer", text, warning=True))
 
 
 def _check_command(path: str, entry: ModelSettings, found: list[Problem]) -> None:

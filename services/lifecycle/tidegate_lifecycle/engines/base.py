@@ -42,6 +42,8 @@ class Files:
     """The first, or only, one; empty = the server gets at the model's source by itself."""
     projector: str = ""
     """What a model that sees images needs beside it; empty = none."""
+    hub_cache: str = ""
+    """Where the hub's library in the server shall look; empty = where it does anyway."""
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,10 @@ class VllmEngine:
         if len(placement.devices) > 1:
             argv += ["--tensor-parallel-size", str(len(placement.devices))]
         argv += _options(model)
+        cache = {"HF_HUB_CACHE": placement.files.hub_cache} if placement.files.hub_cache else {}
         return Command(
             (*argv, *model.extra_args),
-            {**hub_environment(self._environ), **visible_devices(model, placement)},
+            {**hub_environment(self._environ), **cache, **visible_devices(model, placement)},
             hub=True,
         )
 

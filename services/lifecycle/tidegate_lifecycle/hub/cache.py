@@ -68,16 +68,16 @@ class Cache:
         return self.repo(repo) / "blobs" / etag
 
     def listing(self, repo: str) -> Listing | None:
-        """What there is of a repository's newest commit; None = nothing."""
+        """What there is of a repository's newest commit; None = nothing that can be read."""
         try:
             commit = (self.repo(repo) / "refs" / "main").read_text().strip()
+            folder = self.repo(repo) / "snapshots" / commit
+            if not commit or not folder.is_dir():
+                return None
+            paths = sorted(path for path in folder.rglob("*") if path.is_file())
+            files = [RepoFile(str(path.relative_to(folder)), path.stat().st_size) for path in paths]
         except OSError:
             return None
-        folder = self.repo(repo) / "snapshots" / commit
-        if not commit or not folder.is_dir():
-            return None
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = (RepoFile(str(path.relative_to(folder)), path.stat().st_size) for path in paths)
         return Listing(repo, commit, tuple(files), cached=True)
 
     def remember(self, listing: Listing) -> None:

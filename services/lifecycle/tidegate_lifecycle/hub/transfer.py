@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -80,12 +81,16 @@ class Transfer:
         """Bytes that are there."""
         self.total = job.size
         self._came = 0
+        self._socket: socket.socket | None = None
         self._digest = hashlib.sha256()
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """It ends at the next piece that comes, or within `SILENCE`."""
+        """It ends at once; while it connects, within `SILENCE`."""
         self._stop.set()
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # the base's own: of TLS it would drop what the reader uses
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def run(self) -> None:
         """Returns when the file is in its place. HubFailed, or Stopped."""
@@ -160,7 +165,7 @@ class Transfer:
                 try:
                     if self._answer(client, file):
                         return
-                except httpx2.HTTPError as error:
+                except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                     log.info("download.cut", file=self.job.what, done=self.done, error=type(error).__name__)
                 except Unreachable as error:
                     failure = error
@@ -181,6 +186,8 @@ class Transfer:
             if self.job.validator:
                 headers["If-Range"] = self.job.validator
         with client.stream("GET", self.job.url, headers=headers) as response:
+            self._socket = response.extensions["network_stream"].get_extra_info("socket")
+            self._heed()
             status = response.status_code
             goes_on = status == 206 and f" {self.done}-" in response.headers.get("Content-Range", "")
             if status in _TROUBLE:
