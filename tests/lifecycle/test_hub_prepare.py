@@ -112,6 +112,26 @@ async def test_in_a_container_the_cache_lies_elsewhere(served: support.Hub, tmp_
     assert await nothing(LLAMA, print) == Files()
 
 
+async def test_who_may_use_the_cache_may_use_what_is_downloaded(served: support.Hub, tmp_path: Path) -> None:
+    """Root in a container has no capabilities: where others may write, they may beside our files too."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    (tmp_path / "other").mkdir()
+    before = os.umask(0o077)
+    try:
+        await preparer(served, tmp_path / "cache", "/hub").prepare(LLAMA, print)
+        await preparer(served, tmp_path / "other", "/hub").prepare(LLAMA, print)
+    finally:
+        os.umask(before)
+    made = [path for path in (tmp_path / "cache").rglob("*") if path.name != "CACHEDIR.TAG"]
+    assert {oct(path.stat().st_mode & 0o777) for path in made if path.is_dir()} == {"0o777"}
+    assert {oct(path.stat().st_mode & 0o777) for path in made if path.is_file()} == {"0o666"}
+    blobs = (tmp_path / "other" / "hub" / "models--org--m-GGUF" / "blobs").iterdir()
+    assert {oct(path.stat().st_mode & 0o777) for path in blobs} == {"0o644"}, (
+        "as readable as the cache, no more"
+    )
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -18,6 +18,7 @@ from tidegate_lifecycle import messages, status, supply
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.events import Event
 from tidegate_lifecycle.explaining import need_text
+from tidegate_lifecycle.footprints.rpc import FootprintsServicer
 from tidegate_lifecycle.link import Stream
 from tidegate_lifecycle.planner import explain
 from tidegate_lifecycle.reconciler import Reconciler
@@ -31,7 +32,7 @@ TICK = 0.1
 Context = aio.ServicerContext[Any, Any]
 
 
-class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
+class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceServicer):
     """Reads the reconciler's state, posts messages to it, and changes nothing itself."""
 
     def __init__(self, reconciler: Reconciler, runtime: Runtime) -> None:
@@ -77,12 +78,13 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
             generation=pb.Generation(incarnation=fleet.boot, n=fleet.generation),
             whole=whole,
             settled=fleet.settled,
-            catalog_generation=pb.Generation(incarnation=fleet.boot, n=1),
+            catalog_generation=pb.Generation(incarnation=fleet.boot, n=fleet.config.generation),
             models=[
                 supply.model_supply(view, now)
                 for name, view in fleet.views.items()
                 if whole or fleet.changed_at[name] > stream.sent
             ],
+            removed_models=[name for name, at in fleet.removed_at.items() if not whole and at > stream.sent],
         )
         if stream.first:
             report.roster.extend(stream.roster or ())
@@ -100,8 +102,9 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         try:
             while True:
                 now = monotonic()
+                generation = fleet.boot, fleet.config.generation
                 yield supply.catalog_response(
-                    fleet.catalog, fleet.views, fleet.boot, fleet.node, now - fleet.began
+                    fleet.catalog, fleet.views, generation, fleet.node, now - fleet.began
                 )
                 await changed.wait()
                 await asyncio.sleep(TICK)
@@ -139,6 +142,16 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         model = self._model(request.model)
         await self._order("pin" if request.pinned else "unpin", model)
         return pb.PinModelResponse(model=model.name, pinned=request.pinned or model.always_on)
+
+    async def DrainDevice(self, request: pb.DrainDeviceRequest, context: Context) -> pb.DrainDeviceResponse:  # noqa: N802
+        """Takes a device back, or gives it back; NOT_FOUND names those that there are."""
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.post(messages.DeviceOrder(request.device_id, request.drain, done))
+        async with asyncio.timeout(10):
+            device = await done
+        there = [item for item in self.fleet.instances.values() if device in item.devices]
+        leases = sum(item.leases for item in there)
+        return pb.DrainDeviceResponse(device_id=device, instances=len(there), leases=leases)
 
     async def PlanPlacement(  # noqa: N802
         self, request: pb.PlanPlacementRequest, context: Context

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +22,11 @@ from tidegate_chassis.kinds import Address, Choice, Duration, Flag, Number, Size
 from tidegate_lifecycle.catalog import Catalog, DeviceSpec, Model
 from tidegate_lifecycle.docker_settings import IMAGE, VOLUME, DockerSettings
 from tidegate_lifecycle.engines import ENGINES
+from tidegate_lifecycle.footprints.settings import FootprintSettings
 from tidegate_lifecycle.hub.source import is_gguf, parse
 from tidegate_lifecycle.kinds import MIB, Identifier, JsonObject, ListOf, Mapped, Maybe, Vram, VramKind
+from tidegate_lifecycle.reload import TAKEN_OVER
+from tidegate_lifecycle.world import Policy
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
 _NAME_WORDS = "1 to 128 letters, digits and . _ : / @ + -, beginning with a letter or digit"
@@ -35,7 +38,9 @@ class DeviceSettings(Settings):
     """One entry of `lifecycle.devices`."""
 
     id: Annotated[str, Identifier()] = Field(
-        ..., description="Its name; without `memory`: the index or UUID of a card that nvidia-smi shows."
+        ...,
+        description="Its name. Without `memory`: the index or UUID of a card that nvidia-smi shows, or of a "
+        "MIG instance (0:1, MIG-...). With it: any; with a UUID servers are started on that card.",
     )
     memory: Annotated[int | None, Maybe(Size("1MiB", "10TiB"))] = Field(
         None, description="Total memory, declared; empty = read from the driver."
@@ -88,6 +93,9 @@ class LifecycleSettings(Settings):
         "llamacpp have it mounted; empty = none. Left out, processes use the environment's (HF_HOME).",
     )
     docker: DockerSettings = Field(DockerSettings(), description="The docker runtime.")
+    footprints: FootprintSettings = Field(
+        FootprintSettings(), description="How what servers really take is measured."
+    )
     metrics_listen: Annotated[str, Address(unix=False, optional=True)] = Field(
         "", description="Where /metrics is served, host:port; empty = nowhere."
     )
@@ -219,11 +227,33 @@ class Loaded:
     """The folder of the database, the records and the logs."""
     hub_cache: Path | None
     """The hub's cache, for containers; None = it isn't mounted."""
+    entries: dict[str, ModelSettings]
+    """The models as the file has them, `defaults` merged in."""
 
     @property
     def needs_devices(self) -> bool:
         """Some model runs here, so that there must be a device."""
         return any(not model.external for model in self.catalog.models.values())
+
+
+def reload(path: str | Path, running: Loaded) -> tuple[Loaded | None, list[Problem]]:
+    """The file as it is by now, for a service that runs by an older form of it; never raises. None = it can't
+    be used, and why.
+
+    Models are what they are under the settings of the running service, but for those that are taken over:
+    what needs a restart mustn't change them before. An empty file is most likely half-written, and refused.
+    """
+    document = read(path)
+    if document.blank and not document.problems:
+        document.problems.append(Problem("", f"{path} is empty"))
+    loaded, found = _check(document)
+    if loaded is None:
+        return None, found
+    docker = running.lifecycle.docker.model_copy(update={"image": loaded.lifecycle.docker.image})
+    taken = {key: getattr(loaded.lifecycle, key) for key in TAKEN_OVER}
+    lifecycle = running.lifecycle.model_copy(update={**taken, "docker": docker})
+    models = {name: to_model(name, entry, lifecycle) for name, entry in loaded.entries.items()}
+    return replace(loaded, catalog=Catalog(models)), found
 
 
 def load(path: str | Path) -> Loaded:
@@ -232,6 +262,11 @@ def load(path: str | Path) -> Loaded:
     require(found)
     assert loaded is not None
     return loaded
+
+
+def policy(lifecycle: LifecycleSettings) -> Policy:
+    """The times of the section, as the planner uses them."""
+    return Policy(lifecycle.min_residency, lifecycle.max_swap_wait, lifecycle.drain_timeout)
 
 
 def problems(path: str | Path) -> list[Problem]:
@@ -262,7 +297,7 @@ def _check(document: Document) -> tuple[Loaded | None, list[Problem]]:
     )
     folders = document.path.resolve().parent, document.resolve(lifecycle.data_dir)
     hub_cache = document.resolve(lifecycle.hf_cache) if lifecycle.hf_cache else None
-    return Loaded(document, lifecycle, telemetry, Catalog(models), specs, *folders, hub_cache), found
+    return Loaded(document, lifecycle, telemetry, Catalog(models), specs, *folders, hub_cache, entries), found
 
 
 def _models(document: Document, found: list[Problem]) -> dict[str, ModelSettings]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +91,18 @@ class Cache:
             fresh = file.with_name(f"main.{secrets.token_hex(4)}")
             fresh.write_text(listing.commit)
             fresh.replace(file)
+
+    def share(self, folder: Path) -> None:
+        """Lets those use a folder of the cache who may use the cache itself: a server in a container has no
+        capabilities, so that even root in it needs leave to write beside what was downloaded for it."""
+        leave = self.root.stat().st_mode & 0o077
+        within = (one for one in folder.parents if one.is_relative_to(self.root) and one != self.root)
+        for path in (*within, folder, *folder.rglob("*")):
+            with contextlib.suppress(OSError):  # it is gone, or the file system has no such thing
+                status = path.lstat()
+                wanted = status.st_mode | (leave if path.is_dir() else leave & 0o066)
+                if status.st_uid == os.geteuid() and not path.is_symlink() and wanted != status.st_mode:
+                    path.chmod(stat.S_IMODE(wanted))
 
     def file(self, listing: Listing, path: str) -> Path:
         """Where a file of a repository is, once it is there."""

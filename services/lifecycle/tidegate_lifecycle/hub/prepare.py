@@ -178,8 +178,15 @@ class Preparer:
                 )
                 await self._downloads.fetch(job, tally.watch)
                 await hub.place(listing, file.path)
+            repo = self._cache.repo(listing.repo)
+            await self._share(repo, self._cache.hub / ".locks" / repo.name)
 
         return fetch
+
+    async def _share(self, *folders: Path) -> None:
+        if self._seen_at:
+            for folder in folders:
+                await within(_DISK, partial(self._cache.share, folder), _LOOKING)
 
     async def _by_url(self, source: Url, model: Model, report: Report) -> _Found:
         folder = self._cache.root / "tidegate" / hashlib.sha256(source.url.encode()).hexdigest()[:16]
@@ -193,6 +200,7 @@ class Preparer:
             async def fetch(tally: _Tally) -> None:
                 for job in jobs:
                     await self._downloads.fetch(job, tally.watch)
+                await self._share(folder)
 
             await self._reporting(report, [job.size for job in jobs], fetch)
         targets = tuple(target for _, target in wanted)
