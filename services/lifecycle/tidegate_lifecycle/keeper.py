@@ -74,8 +74,8 @@ class Keeper:
         self._stop.set()
 
     async def start(self, spec: Callable[[str, int, Files], StartSpec], patience: float) -> None:
-        """The life of a new server. `spec` is given a host, a port and files; `patience` are the seconds
-        that it may take from its launch until it is ready: what goes before (downloads) doesn't count."""
+        """The life of a new server. `spec` is given a host, a port and files; `patience` are the seconds that
+        it may take from its launch until it is ready: what goes before (downloads, a pull) doesn't count."""
 
         async def life() -> None:
             files = await self._downloaded()

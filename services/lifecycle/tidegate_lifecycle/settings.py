@@ -24,6 +24,7 @@ from tidegate_lifecycle.catalog import Catalog, DeviceSpec, Model
 from tidegate_lifecycle.docker_settings import IMAGE, VOLUME, DockerSettings
 from tidegate_lifecycle.engines import ENGINES
 from tidegate_lifecycle.engines.base import owned
+from tidegate_lifecycle.footprints.settings import FootprintSettings
 from tidegate_lifecycle.hub.source import is_gguf, parse
 from tidegate_lifecycle.kinds import MIB, Identifier, JsonObject, ListOf, Mapped, Maybe, Vram, VramKind
 
@@ -37,7 +38,9 @@ class DeviceSettings(Settings):
     """One entry of `lifecycle.devices`."""
 
     id: Annotated[str, Identifier()] = Field(
-        ..., description="Its name; without `memory`: the index or UUID of a card that nvidia-smi shows."
+        ...,
+        description="Its name. Without `memory`: the index or UUID of a card that nvidia-smi shows, or of a "
+        "MIG instance (0:1, MIG-...). With it: any; with a UUID servers are started on that card.",
     )
     memory: Annotated[int | None, Maybe(Size("1MiB", "10TiB"))] = Field(
         None, description="Total memory, declared; empty = read from the driver."
@@ -90,6 +93,9 @@ class LifecycleSettings(Settings):
         "llamacpp have it mounted; empty = none. Left out, processes use the environment's (HF_HOME).",
     )
     docker: DockerSettings = Field(DockerSettings(), description="The docker runtime.")
+    footprints: FootprintSettings = Field(
+        FootprintSettings(), description="How what servers really take is measured."
+    )
     metrics_listen: Annotated[str, Address(unix=False, optional=True)] = Field(
         "", description="Where /metrics is served, host:port; empty = nowhere."
     )

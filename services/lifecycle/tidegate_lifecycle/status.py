@@ -27,7 +27,7 @@ def snapshot(fleet: Fleet, now: float) -> pb.GetStatusResponse:
         settled=fleet.settled,
         models=[_model(fleet, model, cards, now) for _, model in sorted(fleet.catalog.models.items())],
         instances=[_instance(item, now) for item in fleet.instances.values()],
-        devices=[_device(fleet, device, cards[device.id], ledger) for device in fleet.devices.values()],
+        devices=[_device(fleet, device, cards[device.id], ledger, now) for device in fleet.devices.values()],
         admission_connected=fleet.link.connected,
     )
 
@@ -94,7 +94,7 @@ def _instance(item: Instance, now: float) -> pb.InstanceStatus:
     return status
 
 
-def _device(fleet: Fleet, device: Device, card: Card, ledger: Ledger) -> pb.DeviceStatus:
+def _device(fleet: Fleet, device: Device, card: Card, ledger: Ledger, now: float) -> pb.DeviceStatus:
     promised = sum(
         need
         for intent in fleet.intents
@@ -111,7 +111,12 @@ def _device(fleet: Fleet, device: Device, card: Card, ledger: Ledger) -> pb.Devi
         budget_mib=device.budget_mib,
         reserved_mib=ledger.reserved(device.id) + promised,
         problem=device.problem,
+        draining=card.draining,
+        settling_mib=card.settling_mib,
+        missing=device.missing,
     )
+    if device.since is not None:
+        status.problem_ms = millis(now - device.since)
     if device.used_mib is not None:
         status.foreign_mib = card.foreign_mib
     return status
