@@ -95,6 +95,8 @@ class Fleet:
         self.load_times = load_times
         self.estimates: dict[str, Estimate] = {}
         """What the files of a model say that it needs."""
+        self.estimating: set[str] = set()
+        """Models whose files are being read for the first time."""
         self.footprints = Desk(self)
         self.node = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "node"
         self.events = Events()
@@ -149,7 +151,8 @@ class Fleet:
 
     def need(self, model: Model) -> Need:
         """What one server of it needs, by all that is known."""
-        return need_of(model, self.estimates.get(model.name), self.footprints.needs().get(model.name))
+        known = self.estimates.get(model.name), self.footprints.needs().get(model.name)
+        return need_of(model, *known, model.name in self.estimating)
 
     def cards(self) -> tuple[Card, ...]:
         """The devices as the planner sees them."""

@@ -193,7 +193,9 @@ def describe(need: Need, ledger: Ledger, now: float) -> str:
         return f"there is no device in the pool {need.pool}"
     options = groups(need, ledger.cards.values())
     needs = {(need.on(group.cards[0], group.count), group.count) for group in options}
-    if len(needs) == 1:
+    if need.pending:
+        text = "what it needs is being read from its files"
+    elif len(needs) == 1:
         mib, count = needs.pop()
         text = f"needs {gib(mib)} GiB{_each(count)}"
     else:

@@ -215,6 +215,7 @@ class _Planner:
     def _place(self, model: Model) -> None:
         """One model's turn.
 
+        0. What it needs is being read from its files: it waits for that, seconds at most.
         1. Larger than any card's budget: never; nothing is evicted for it.
         2. In back-off: it waits; an `always_on` one keeps its room.
         3. It fits now: it starts, unless another server starts or stops there (the card gate).
@@ -223,6 +224,9 @@ class _Planner:
         6. Even without all that may go there is no room: no capacity.
         7. Others must go: they are told when their shield is over; until then the room is claimed.
         """
+        if self.world.need(model).pending:  # 0
+            self._wait(model, WaitReason.ESTIMATING)
+            return
         if not groups(self.world.need(model), self.ledger.cards.values()):  # 1
             self._wait(model, WaitReason.NEVER_FITS)
             return
@@ -275,7 +279,7 @@ class _Planner:
         for spot in chosen.spots:
             self.ledger.started[spot.card.id] += spot.need
             self.ledger.changing.add(spot.card.id)
-        self.actions.append(Start(model.name, chosen.devices, max(spot.need for spot in chosen.spots)))
+        self.actions.append(Start(model.name, chosen.devices, min(spot.need for spot in chosen.spots)))
 
     def _make_room(self, model: Model) -> None:
         demand = self.demand(model.name)

@@ -17,6 +17,7 @@ from tidegate_chassis.process import monotonic
 from tidegate_lifecycle import messages, status, supply
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.events import Event
+from tidegate_lifecycle.explaining import need_text
 from tidegate_lifecycle.footprints.rpc import FootprintsServicer
 from tidegate_lifecycle.link import Stream
 from tidegate_lifecycle.planner import explain
@@ -162,7 +163,12 @@ class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceS
         decided, lines = explain(self.fleet.world(), model.name, monotonic())
         wait = decided.waits.get(model.name)
         actions = [text for action in decided.actions if (text := _words(action, model.name))]
-        return pb.PlanPlacementResponse(actions=actions, problem=wait.text if wait else "", devices=lines)
+        return pb.PlanPlacementResponse(
+            actions=actions,
+            problem=wait.text if wait else "",
+            devices=lines,
+            need=need_text(self.fleet.need(model), self.fleet.cards()),
+        )
 
     async def WatchEvents(  # noqa: N802
         self, request: pb.WatchEventsRequest, context: Context
