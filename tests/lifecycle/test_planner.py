@@ -9,6 +9,7 @@ from typing import Any
 from tidegate_lifecycle.budget import Card, Intent
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.instance import CUT_OFF, Drain, DrainCause, Instance, InstanceState
+from tidegate_lifecycle.needs import Estimate, Need, Source
 from tidegate_lifecycle.planner import explain, plan
 from tidegate_lifecycle.world import (
     Circuit,
@@ -341,3 +342,38 @@ def test_room_that_is_just_being_taken_or_given_back_is_waited_for() -> None:
         other = running("a", 20, state=state, ready_at=None)
         decided = plan(world(*models, instances=(other,), demand={"b": waits(2.0)}), NOW)
         assert decided.waits["b"].reason in (WaitReason.ROOM, WaitReason.GATE), state
+
+
+def needs(*of: Need) -> dict[str, Need]:
+    return {need.model: need for need in of}
+
+
+def test_an_estimate_spreads_a_model_over_the_fewest_cards_on_which_it_fits() -> None:
+    """One card is too small for it: it gets two, though four would do as well."""
+    cards = tuple(card(f"gpu{i}", 24) for i in range(4))
+    estimate = Estimate({1: 40 * GIB, 2: 22 * GIB, 4: 12 * GIB})
+    decided = plan(
+        world(
+            model("m", None), cards=cards, demand={"m": waits()}, needs=needs(Need("m", estimate=estimate))
+        ),
+        NOW,
+    )
+    assert decided.actions == (Start("m", ("gpu0", "gpu1"), 22 * GIB),)
+
+
+def test_a_footprint_counts_on_cards_of_its_kind_alone() -> None:
+    """On the other kind the estimate does; a declared amount comes before both."""
+    cards = (dataclasses.replace(card("a"), kind="A100"), dataclasses.replace(card("b"), kind="L4"))
+    need = Need("m", measured={("L4", 1): 9 * GIB}, estimate=Estimate({1: 12 * GIB}))
+    assert [need.on(item, 1) for item in cards] == [12 * GIB, 9 * GIB]
+    assert [need.source(item, 1) for item in cards] == [Source.ESTIMATED, Source.MEASURED]
+    assert dataclasses.replace(need, amount=3).on(cards[1], 1) == 3
+
+
+def test_a_smaller_card_gives_all_of_its_budget_when_the_least_fits() -> None:
+    """The estimate's full reservation is a wish, its least a must."""
+    estimate = Estimate({1: 30 * GIB}, least={1: 20 * GIB})
+    keys: dict[str, Any] = {"demand": {"m": waits()}, "needs": needs(Need("m", estimate=estimate))}
+    assert plan(world(model("m", None), **keys), NOW).actions == (Start("m", ("gpu0",), 24 * GIB),)
+    small = plan(world(model("m", None), cards=(card(gib=19),), **keys), NOW)
+    assert small.waits["m"].reason is WaitReason.NEVER_FITS

@@ -139,11 +139,11 @@ class Simulation:
             self.cards,
             tuple(self.instances.values()),
             demand,
-            dict(self.circuits),
-            dict.fromkeys(self.models, LOAD),
-            self.intents,
-            self.settled,
-            self.seen if self.settled else 0,
+            circuits=dict(self.circuits),
+            load_times=dict.fromkeys(self.models, LOAD),
+            intents=self.intents,
+            settled=self.settled,
+            seen=self.seen if self.settled else 0,
             policy=POLICY,
         )
 

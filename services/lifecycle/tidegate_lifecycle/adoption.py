@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tidegate_lifecycle.budget import Card, need_on, whole_card
+from tidegate_lifecycle.budget import Card
 from tidegate_lifecycle.catalog import Catalog
 from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.engines import ENGINES
+from tidegate_lifecycle.needs import need_of
 from tidegate_lifecycle.probes import Probe
 from tidegate_lifecycle.runtimes.base import Server
 
@@ -34,7 +35,8 @@ async def judge(
     """A verdict for each server.
 
     1. Its model is no longer in the catalogue, or isn't run here: it goes.
-    2. It was started with another configuration, on devices that there aren't, or with other memory: it goes.
+    2. It was started with another configuration, on devices that there aren't, or with other memory than
+       is declared: it goes.
     3. It answers: adopted as ready. More than a model's `instances` are, too: the planner drains the surplus.
     4. It was ready and doesn't answer: it goes. One that was still starting is adopted as starting.
     """
@@ -54,8 +56,10 @@ async def _judge(server: Server, catalog: Catalog, devices: Sequence[Device], pr
         return Found(server, False, "its model's configuration has changed")
     if not server.device_ids or not all(device in cards for device in server.device_ids):
         return Found(server, False, "its devices are not in the configuration")
-    needs = {need_on(model, cards[device]) for device in server.device_ids}
-    if not whole_card(model) and max(needs) != server.reserved_mib:
+    need, count = need_of(model), len(server.device_ids)
+    # What is estimated or measured may have become another number meanwhile: it runs with what it was given.
+    reserved = max(need.on(cards[device], count) for device in server.device_ids)
+    if need.declared and reserved != server.reserved_mib:
         return Found(server, False, "its model's memory has changed")
     for attempt in range(TRIES if server.was_ready else 1):
         if attempt:

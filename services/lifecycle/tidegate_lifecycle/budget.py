@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.instance import Instance, InstanceState
 
 
@@ -21,6 +19,8 @@ class Card:
     """What model servers may use of it: total times the budget's share."""
     foreign_mib: int = 0
     """Used by others; 0 when unknown."""
+    kind: str = ""
+    """The product's name: footprints hold for one kind; empty = declared."""
 
     @property
     def usable_mib(self) -> int:
@@ -40,20 +40,6 @@ class Intent:
     """Instances whose leaving makes the room; those that have gone are no longer in it."""
     begun: bool = False
     """A victim was told to drain: from now on the cards are fixed and the intent comes before every turn."""
-
-
-def whole_card(model: Model) -> bool:
-    """There is neither a footprint nor an estimate: it gets one whole card."""
-    return model.vram_mib is None and model.vram_share is None
-
-
-def need_on(model: Model, card: Card) -> int:
-    """MiB that the model needs of this card."""
-    if model.vram_mib is not None:
-        return model.vram_mib
-    if model.vram_share is not None:
-        return math.ceil(card.total_mib * model.vram_share)
-    return max(1, card.usable_mib)
 
 
 class Ledger:

@@ -30,6 +30,7 @@ from tidegate_lifecycle.events import Events
 from tidegate_lifecycle.instance import Drain, Instance, InstanceState
 from tidegate_lifecycle.keeper import ExternalKeeper, Keeper, Tools
 from tidegate_lifecycle.link import Link
+from tidegate_lifecycle.needs import Estimate, Need, need_of
 from tidegate_lifecycle.planner import plan
 from tidegate_lifecycle.runtimes.base import StartSpec
 from tidegate_lifecycle.store import Store
@@ -75,6 +76,10 @@ class Fleet:
         self.freed: dict[str, float] = {}
         """When a server of ours last left a device."""
         self.load_times = load_times
+        self.estimates: dict[str, Estimate] = {}
+        """What the files of a model say that it needs."""
+        self.footprints: dict[str, dict[tuple[str, int], int]] = {}
+        """MiB per card that its servers took as it is configured now, by kind and number of the cards."""
         self.node = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "node"
         self.events = Events()
         self.instances: dict[str, Instance] = {}
@@ -110,6 +115,7 @@ class Fleet:
             instances=tuple(self.instances.values()),
             demand=self.link.demand,
             circuits=self.circuits,
+            needs={name: self.need(model) for name, model in self.catalog.models.items()},
             load_times=self.load_times,
             intents=self.intents,
             settled=self.link.connected and self.link.settled,
@@ -120,10 +126,14 @@ class Fleet:
             policy=self.policy,
         )
 
+    def need(self, model: Model) -> Need:
+        """What one server of it needs, by all that is known."""
+        return need_of(model, self.estimates.get(model.name), self.footprints.get(model.name))
+
     def cards(self) -> tuple[Card, ...]:
         """The devices as the planner sees them."""
         return tuple(
-            Card(one.id, one.pool, one.total_mib, one.budget_mib, self.foreign.get(one.id, 0))
+            Card(one.id, one.pool, one.total_mib, one.budget_mib, self.foreign.get(one.id, 0), one.name)
             for one in self.devices.values()
         )
 

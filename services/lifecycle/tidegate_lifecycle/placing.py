@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from tidegate_lifecycle.budget import Card, Intent, Ledger, need_on
-from tidegate_lifecycle.catalog import Model
+from tidegate_lifecycle.budget import Card, Intent, Ledger
 from tidegate_lifecycle.instance import Instance, InstanceState
+from tidegate_lifecycle.needs import Need, Source
 
 
 @dataclass(frozen=True)
@@ -53,31 +53,48 @@ class Chosen:
         return Intent(model, self.devices, needs, tuple(item.id for item in self.victims), begun)
 
 
-def groups(model: Model, cards: Iterable[Card]) -> list[list[Card]]:
-    """Cards of its pool in groups of equal ones, each large enough for its tensor_parallel_size and need."""
-    by_size: dict[tuple[int, int], list[Card]] = {}
+@dataclass(frozen=True)
+class Group:
+    """Equal cards, and over how many of them a server is spread."""
+
+    cards: tuple[Card, ...]
+    count: int
+
+
+def groups(need: Need, cards: Iterable[Card]) -> list[Group]:
+    """The cards of its pool in groups of equal ones, each with the fewest on which it fits, if it does."""
+    alike: dict[tuple[str, int, int], list[Card]] = {}
     for card in cards:
-        if card.pool == model.pool and 0 < need_on(model, card) <= card.budget_mib:
-            by_size.setdefault((card.total_mib, card.budget_mib), []).append(card)
-    count = model.tensor_parallel_size or 1
-    return [group for group in by_size.values() if len(group) >= count]
+        if card.pool == need.pool:
+            alike.setdefault((card.kind, card.total_mib, card.budget_mib), []).append(card)
+    found = []
+    for equal in alike.values():
+        fits = (count for count in need.counts if count <= len(equal) and _fits(need, equal[0], count))
+        if (count := next(fits, None)) is not None:
+            found.append(Group(tuple(equal), count))
+    return found
 
 
-def choose_free(model: Model, ledger: Ledger) -> Chosen | None:
+def _fits(need: Need, card: Card, count: int) -> bool:
+    unknown = need.source(card, count) is Source.UNKNOWN
+    return card.budget_mib > 0 if unknown else 0 < need.on(card, count) <= card.budget_mib
+
+
+def choose_free(need: Need, ledger: Ledger) -> Chosen | None:
     """Best fit: the cards with room now on which the least stays free; those at rest before gated ones."""
-    spots = []
-    for group in groups(model, ledger.cards.values()):
+    options = []
+    for group in groups(need, ledger.cards.values()):
         fits = []
-        for card in group:
-            need, free = need_on(model, card), ledger.free(card.id, model.name)
-            if card.usable_mib >= need and free >= need:
-                fits.append(Spot(card, need, free - need))
-        spots.append(fits)
-    return _cheapest(model, spots, lambda spot: (ledger.gated(spot.card.id), spot.left, spot.card.id))
+        for card in group.cards:
+            mib, free = need.on(card, group.count), ledger.free(card.id, need.model)
+            if card.usable_mib >= mib and free >= mib:
+                fits.append(Spot(card, mib, free - mib))
+        options.append((group.count, fits))
+    return _cheapest(options, lambda spot: (ledger.gated(spot.card.id), spot.left, spot.card.id))
 
 
 def choose_victims(
-    model: Model,
+    need: Need,
     ledger: Ledger,
     idle: Callable[[Instance], bool],
     free_at: Callable[[Instance], float | None],
@@ -87,12 +104,12 @@ def choose_victims(
     `idle` says whether an instance may go at once; `free_at` when it may be told to drain (inf = unknown),
     None = it may not go for this model at all.
     """
-    taken = ledger.victims(model.name)
-    spots = []
-    for group in groups(model, ledger.cards.values()):
-        found = (_spot(model, card, ledger, taken, idle, free_at) for card in group)
-        spots.append([spot for spot in found if spot is not None])
-    return _cheapest(model, spots, _harm)
+    taken = ledger.victims(need.model)
+    options = []
+    for group in groups(need, ledger.cards.values()):
+        found = (_spot(need, card, group.count, ledger, taken, idle, free_at) for card in group.cards)
+        options.append((group.count, [spot for spot in found if spot is not None]))
+    return _cheapest(options, _harm)
 
 
 def _harm(spot: Spot) -> tuple[int, float, float, int, int, str]:
@@ -101,37 +118,42 @@ def _harm(spot: Spot) -> tuple[int, float, float, int, int, str]:
 
 
 def _cheapest(
-    model: Model, spots: list[list[Spot]], key: Callable[[Spot], tuple[object, ...]]
+    options: list[tuple[int, list[Spot]]], key: Callable[[Spot], tuple[object, ...]]
 ) -> Chosen | None:
-    count = model.tensor_parallel_size or 1
-    best: tuple[list[tuple[object, ...]], Chosen] | None = None
-    for group in spots:
-        if len(group) < count:
+    best: tuple[tuple[object, int, list[tuple[object, ...]]], Chosen] | None = None
+    for count, spots in options:
+        if len(spots) < count:
             continue
-        taken = sorted(group, key=key)[:count]
-        # The worst card decides: a server waits for the last of its cards.
-        cost = [key(spot) for spot in reversed(taken)]
+        taken = sorted(spots, key=key)[:count]
+        # The worst card decides: a server waits for the last of its cards. Then few cards before many.
+        keys = [key(spot) for spot in reversed(taken)]
+        cost = (keys[0][0], count, keys)
         if best is None or cost < best[0]:
             best = cost, Chosen(tuple(sorted(taken, key=lambda spot: spot.card.id)))
     return best[1] if best else None
 
 
 def _spot(
-    model: Model,
+    need: Need,
     card: Card,
+    count: int,
     ledger: Ledger,
     taken: set[str],
     idle: Callable[[Instance], bool],
     free_at: Callable[[Instance], float | None],
 ) -> Spot | None:
-    """The victims on one card: what leaves anyway, idle ones by last use, then busy ones; none in vain."""
-    need = need_on(model, card)
+    """The victims on one card: what leaves anyway, idle ones by last use, then busy ones; none in vain.
+
+    For a whole card, for want of a number, busy ones aren't told to go: it waits until they are idle.
+    """
+    mib = need.on(card, count)
+    gentle = need.source(card, count) is Source.UNKNOWN
     leaving = [item for item in ledger.on[card.id] if _leaves(item) and item.id not in taken]
     victims: list[Instance] = []
     candidates = [item for item in ledger.on[card.id] if not _leaves(item) and item.id not in taken]
     ranked = sorted(
         (
-            (not idle(item), at, item.last_used, item)
+            (not idle(item), at if idle(item) or not gentle else math.inf, item.last_used, item)
             for item in candidates
             if (at := free_at(item)) is not None
         ),
@@ -139,22 +161,22 @@ def _spot(
     )
 
     def room(without: Iterable[Instance]) -> int:
-        return ledger.room(card.id, model.name, {item.id for item in [*leaving, *without]})
+        return ledger.room(card.id, need.model, {item.id for item in [*leaving, *without]})
 
     for _, _, _, item in ranked:
-        if room(victims) >= need:
+        if room(victims) >= mib:
             break
         victims.append(item)
-    if room(victims) < need:
+    if room(victims) < mib:
         return None
     for item in list(victims):  # a large one that was taken last may have made smaller ones needless
         rest = [other for other in victims if other is not item]
-        if room(rest) >= need:
+        if room(rest) >= mib:
             victims = rest
     times = {item.id: at for _, at, _, item in ranked}
     at = max((times[item.id] for item in victims), default=-math.inf)
     busy = sum(not idle(item) for item in victims)
-    return Spot(card, need, room(victims) - need, tuple(victims), busy, at)
+    return Spot(card, mib, room(victims) - mib, tuple(victims), busy, at)
 
 
 def _leaves(item: Instance) -> bool:
@@ -162,33 +184,39 @@ def _leaves(item: Instance) -> bool:
     return item.state in (InstanceState.STOPPING, InstanceState.DRAINING)
 
 
-def describe(model: Model, ledger: Ledger, now: float) -> str:
+def describe(need: Need, ledger: Ledger, now: float) -> str:
     """Why it has no room: "needs 38.2 GiB; gpu0 has 21 free of 24, held by b 18 GiB idle 4 min"."""
-    cards = [card for card in ledger.cards.values() if card.pool == model.pool]
-    if not cards:
-        return f"there is no device in the pool {model.pool}"
-    needs = sorted({need_on(model, card) for card in cards})
-    count = model.tensor_parallel_size or 1
-    each = f" on each of {count} equal devices" if count > 1 else ""
-    need = f"needs {gib(needs[0])} GiB{each}" if len(needs) == 1 else f"needs a share of a device{each}"
-    return "; ".join([need, *device_lines(model, ledger, now)])
+    if not any(card.pool == need.pool for card in ledger.cards.values()):
+        return f"there is no device in the pool {need.pool}"
+    options = groups(need, ledger.cards.values())
+    needs = {(need.on(group.cards[0], group.count), group.count) for group in options}
+    if len(needs) == 1:
+        mib, count = needs.pop()
+        text = f"needs {gib(mib)} GiB{_each(count)}"
+    else:
+        text = f"needs a share of a device{_each(options[0].count if options else 1)}"
+    return "; ".join([text, *device_lines(need, ledger, now)])
 
 
-def too_large(model: Model, ledger: Ledger) -> str:
+def too_large(need: Need, ledger: Ledger) -> str:
     """Why it can never be placed, in numbers that don't change with time."""
-    cards = [card for card in ledger.cards.values() if card.pool == model.pool]
-    count = model.tensor_parallel_size or 1
-    if len(cards) < count:
-        return f"needs {count} equal devices; the pool {model.pool} has {len(cards)}"
-    need = min(need_on(model, card) for card in cards)
-    each = f" on each of {count} equal devices" if count > 1 else ""
+    cards = [card for card in ledger.cards.values() if card.pool == need.pool]
+    counts = [count for count in need.counts if count <= len(cards)]
+    if not counts:
+        return f"needs {need.counts[0]} equal devices; the pool {need.pool} has {len(cards)}"
+    count = counts[-1]
+    mib = min(need.on(card, count) for card in cards)
     budgets = ", ".join(f"{card.id} {gib(card.budget_mib)}" for card in cards)
-    return f"needs {gib(need)} GiB{each}; of the devices may be used: {budgets}"
+    return f"needs {gib(mib)} GiB{_each(count)}; of the devices may be used: {budgets}"
 
 
-def device_lines(model: Model, ledger: Ledger, now: float) -> tuple[str, ...]:
+def _each(count: int) -> str:
+    return f" on each of {count} equal devices" if count > 1 else ""
+
+
+def device_lines(need: Need, ledger: Ledger, now: float) -> tuple[str, ...]:
     """Per device of its pool: what is there, what is free, who holds the rest."""
-    return tuple(_line(card, ledger, now) for card in ledger.cards.values() if card.pool == model.pool)
+    return tuple(_line(card, ledger, now) for card in ledger.cards.values() if card.pool == need.pool)
 
 
 def _line(card: Card, ledger: Ledger, now: float) -> str:

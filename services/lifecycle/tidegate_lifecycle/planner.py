@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from tidegate_lifecycle.budget import Intent, Ledger, whole_card
+from tidegate_lifecycle.budget import Intent, Ledger
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.instance import DrainCause, Instance, InstanceState
 from tidegate_lifecycle.placing import (
@@ -56,7 +56,7 @@ def plan(world: World, now: float) -> Plan:
 def explain(world: World, model: str, now: float) -> tuple[Plan, tuple[str, ...]]:
     """The dry run: the plan if the model were ordered now, and a line for each card of its pool."""
     trial = dataclasses.replace(world, ordered=world.ordered | {model})
-    lines = device_lines(world.catalog[model], Ledger(world.cards, world.instances), now)
+    lines = device_lines(world.need(world.catalog[model]), Ledger(world.cards, world.instances), now)
     return plan(trial, now), lines
 
 
@@ -87,7 +87,7 @@ class _Planner:
         for model in self.world.catalog.values() if self.world.settled else ():  # 5
             self._end_surplus(model)
         for model in self.world.catalog.values():
-            if not model.external and not groups(model, self.ledger.cards.values()):
+            if not model.external and not groups(self.world.need(model), self.ledger.cards.values()):
                 self._wait(model, WaitReason.NEVER_FITS)  # said before anybody asks: refused at once
         self._return_the_spared()  # 6
         intents = tuple(self.ledger.intents.values())
@@ -217,10 +217,10 @@ class _Planner:
         5. Even without all that may go there is no room: no capacity.
         6. Others must go: they are told when their shield is over; until then the room is claimed.
         """
-        if not groups(model, self.ledger.cards.values()):  # 1
+        if not groups(self.world.need(model), self.ledger.cards.values()):  # 1
             self._wait(model, WaitReason.NEVER_FITS)
             return
-        chosen = choose_free(model, self.ledger)
+        chosen = choose_free(self.world.need(model), self.ledger)
         if self.backing_off(model.name):  # 2
             if model.always_on and chosen is not None:
                 self.ledger.intents[model.name] = chosen.intent(model.name, begun=False)
@@ -229,7 +229,7 @@ class _Planner:
             self._start(model, chosen)
         elif self._underway(model):  # 4
             self._wait(model, WaitReason.ROOM, self._bound(model, self.ledger.intents[model.name], self.now))
-        elif choose_victims(model, self.ledger, self.idle, self._movable) is None:  # 5
+        elif choose_victims(self.world.need(model), self.ledger, self.idle, self._movable) is None:  # 5
             # Room that is claimed for others, or given to one in this very plan, comes free again in turn.
             ledger = self.ledger
             held = any(ledger.claimed(card, model.name) or ledger.started[card] for card in ledger.cards)
@@ -263,10 +263,9 @@ class _Planner:
 
     def _make_room(self, model: Model) -> None:
         demand = self.demand(model.name)
-        # Only tickets push a busy model out; and never for a model that is unproven or takes a card for
-        # want of a number.
+        # Only tickets push a busy model out; and never for a model that is unproven.
         circuit = self.world.circuits.get(model.name)
-        gentle = not demand.waiting or whole_card(model) or circuit is not None
+        gentle = not demand.waiting or circuit is not None
 
         def free_at(item: Instance) -> float | None:
             if self._movable(item) is None:
@@ -275,7 +274,9 @@ class _Planner:
                 return -math.inf
             return None if gentle else self._shield(item, demand.oldest_since)
 
-        chosen = choose_victims(model, self.ledger, lambda item: free_at(item) == -math.inf, free_at)
+        chosen = choose_victims(
+            self.world.need(model), self.ledger, lambda item: free_at(item) == -math.inf, free_at
+        )
         if chosen is None:
             self._wait(model, WaitReason.ROOM)
             return
@@ -287,7 +288,7 @@ class _Planner:
         intent = dataclasses.replace(intent, begun=begin)
         self.ledger.intents[model.name] = intent
         if begin:
-            need = describe(model, self.ledger, self.now).split(";", 1)[0]
+            need = describe(self.world.need(model), self.ledger, self.now).split(";", 1)[0]
             for victim in chosen.victims:
                 reason = f"makes room for {model.name}, which {need}"
                 self.actions.append(StartDrain(victim.id, DrainCause.EVICTION, reason, model.name))
@@ -352,9 +353,10 @@ class _Planner:
         return left if left > 0.0 else None
 
     def _wait(self, model: Model, reason: WaitReason, ready_in: float | None = None) -> None:
-        lines = device_lines(model, self.ledger, self.now)
+        need = self.world.need(model)
+        lines = device_lines(need, self.ledger, self.now)
         never = reason is WaitReason.NEVER_FITS
-        text = too_large(model, self.ledger) if never else describe(model, self.ledger, self.now)
+        text = too_large(need, self.ledger) if never else describe(need, self.ledger, self.now)
         self.waits[model.name] = Wait(reason, text, lines, ready_in)
 
     # -- 4 and 5 -----------------------------------------------------------------------------------
@@ -369,7 +371,7 @@ class _Planner:
         newest = max(item.ready_at or 0.0 for item in items)
         due = max(newest, demand.oldest_since) + SCALE_OUT_WAIT
         self.wake(due)
-        chosen = choose_free(model, self.ledger)
+        chosen = choose_free(self.world.need(model), self.ledger)
         gated = chosen is not None and any(self.ledger.gated(card) for card in chosen.devices)
         if due <= self.now and chosen is not None and not gated:
             self._order(model, chosen)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 from tidegate_chassis.process import VERSION
-from tidegate_lifecycle.budget import Card, Ledger, need_on, whole_card
+from tidegate_lifecycle.budget import Card, Ledger
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.fleet import Fleet
 from tidegate_lifecycle.instance import Instance
+from tidegate_lifecycle.needs import Need, Source
+from tidegate_lifecycle.placing import groups
 from tidegate_lifecycle.supply import millis, model_supply
 
 
@@ -36,11 +40,9 @@ def _model(fleet: Fleet, model: Model, cards: dict[str, Card], now: float) -> pb
         restarts=counts.get("restarts", 0),
         load_time_ms=millis(fleet.load_times.get(model.name, 0.0)),
         pinned=model.always_on or model.name in fleet.pinned,
-        need_source="unknown" if whole_card(model) and not model.external else "declared",
     )
-    pool = [card for card in cards.values() if card.pool == model.pool]
-    if pool and not model.external and not whole_card(model):
-        status.need_mib = min(need_on(model, card) for card in pool)
+    if not model.external:
+        _tell_need(status, fleet.need(model), cards.values())
     if model.name in fleet.views:
         supply = model_supply(fleet.views[model.name], now)
         status.state, status.reason, status.message = supply.state, supply.reason, supply.message
@@ -49,6 +51,18 @@ def _model(fleet: Fleet, model: Model, cards: dict[str, Card], now: float) -> pb
     if wait is not None and not status.message:
         status.message = f"waits ({wait.reason.value}): {wait.text}"
     return status
+
+
+def _tell_need(status: pb.ModelStatus, need: Need, cards: Iterable[Card]) -> None:
+    """Of the cards of its pool on which it fits those where it needs the least."""
+    options = [(need.on(one.cards[0], one.count), one) for one in groups(need, cards)]
+    if not options:
+        status.need_source = (Source.DECLARED if need.declared else Source.UNKNOWN).value
+        return
+    mib, group = min(options, key=lambda option: option[0])
+    source = need.source(group.cards[0], group.count)
+    status.need_source = source.value
+    status.need_mib = 0 if source is Source.UNKNOWN else mib
 
 
 def _instance(item: Instance, now: float) -> pb.InstanceStatus:

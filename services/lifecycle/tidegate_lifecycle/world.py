@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from tidegate_lifecycle.budget import Card, Intent
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.instance import DrainCause, Instance
+from tidegate_lifecycle.needs import Need, need_of
 
 STOP_TIME = 10.0
 """Seconds that a stop takes at most, for the bounds of turns."""
@@ -57,6 +58,8 @@ class World:
     instances: tuple[Instance, ...] = ()
     demand: Mapping[str, Demand] = field(default_factory=dict)
     circuits: Mapping[str, Circuit] = field(default_factory=dict)
+    needs: Mapping[str, Need] = field(default_factory=dict)
+    """By model; for one that isn't named, what its settings declare."""
     load_times: Mapping[str, float] = field(default_factory=dict)
     """Learned seconds from the order to READY."""
     intents: tuple[Intent, ...] = ()
@@ -69,6 +72,10 @@ class World:
     pinned: frozenset[str] = frozenset()
     unload: frozenset[str] = frozenset()
     policy: Policy = Policy()
+
+    def need(self, model: Model) -> Need:
+        """What one server of it needs of each card."""
+        return self.needs.get(model.name) or need_of(model)
 
 
 @dataclass(frozen=True)
