@@ -1,4 +1,4 @@
-"""Two models that can't share a card, both asked for all the time: how often they are swapped, how long it takes.
+"""Two models that can't share a card, both asked for all the time: how often they swap, how long it takes.
 
 Once with turns, once with plain LRU (`max_swap_wait` and `min_residency` 0: whoever is asked for evicts the
 other at once), beside the optimum: all requests of the one, then all of the other, with one load each.
@@ -103,7 +103,13 @@ def _least_of_alternating(load: float) -> float:
 def _measure(ask: _Ask, turn: float, seconds: float) -> _Run:
     models = {
         name: simulated(
-            "--load-time", str(LOAD), "--ttft", str(SERVICE), vram="20GiB", max_concurrent=SLOTS, max_queue=1000
+            "--load-time",
+            str(LOAD),
+            "--ttft",
+            str(SERVICE),
+            vram="20GiB",
+            max_concurrent=SLOTS,
+            max_queue=1000,
         )
         for name in MODELS
     }

@@ -122,6 +122,10 @@ def live(seed: int, seconds: float, breaking: float = 0.0) -> World:
 
 def test_hours(seed: int) -> None:
     world = live(seed, 3600.0)
-    ends = Counter(client.answers[0][1].split(":")[-1] if client.answers else "left" for client in world.clients)
+    ends = Counter(
+        client.answers[0][1].split(":")[-1] if client.answers else "left" for client in world.clients
+    )
     waits = [c.granted - c.came for c in world.clients if c.granted]
-    print(len(world.clients), ends, max(waits), sum(waits) / len(waits), len(world.machine.ended), world.steps)
+    print(
+        len(world.clients), ends, max(waits), sum(waits) / len(waits), len(world.machine.ended), world.steps
+    )

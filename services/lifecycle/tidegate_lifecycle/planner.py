@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 
+from tidegate_lifecycle.bounds import bound
 from tidegate_lifecycle.budget import Intent, Ledger
 from tidegate_lifecycle.catalog import Model
+from tidegate_lifecycle.describing import Words, placed
 from tidegate_lifecycle.instance import DrainCause, Instance, InstanceState
-from tidegate_lifecycle.placing import (
-    Chosen,
-    choose_free,
-    choose_victims,
-    describe,
-    device_lines,
-    groups,
-    too_large,
-)
+from tidegate_lifecycle.needs import Need
+from tidegate_lifecycle.placing import Chosen, Places
+from tidegate_lifecycle.victims import Victims
 from tidegate_lifecycle.world import (
     SCALE_OUT_WAIT,
-    STOP_TIME,
     Action,
     Demand,
     Plan,
@@ -53,25 +48,41 @@ def plan(world: World, now: float) -> Plan:
     return _Planner(world, now).run()
 
 
-def explain(world: World, model: str, now: float) -> tuple[Plan, tuple[str, ...]]:
-    """The dry run: the plan if the model were ordered now, and a line for each card of its pool."""
+@dataclass(frozen=True)
+class Explained:
+    """What would be done if a model were ordered now, and why."""
+
+    plan: Plan
+    needs: str
+    """What it needs, and from where that is known."""
+    devices: tuple[str, ...]
+    """Of each device of its pool: what is free, who has the rest, and who of them could go."""
+
+
+def explain(world: World, model: str, now: float) -> Explained:
+    """The dry run."""
     trial = dataclasses.replace(world, ordered=world.ordered | {model})
-    lines = device_lines(world.need(world.catalog[model]), Ledger(world.cards, world.instances), now)
-    return plan(trial, now), lines
+    need = world.need(world.catalog[model])
+    words = Words(Places(Ledger(world.cards, world.instances), Victims(world, now)))
+    return Explained(plan(trial, now), words.needs(need), words.lines(need))
 
 
 class _Planner:
     def __init__(self, world: World, now: float) -> None:
         self.world, self.now = world, now
         self.ledger = Ledger(world.cards, world.instances)
+        self.victims = Victims(world, now)
+        self.places = Places(self.ledger, self.victims)
         self.actions: list[Action] = []
-        self.waits: dict[str, Wait] = {}
+        self.waits: dict[str, tuple[WaitReason, float | None]] = {}
+        """Why a model waits, and the bound of its turn in seconds."""
         self.wake_at = math.inf
         self.returned: set[str] = set()
         """Models of which this plan takes a draining server back."""
         self.of: dict[str, list[Instance]] = {}
         for item in world.instances:
             self.of.setdefault(item.model, []).append(item)
+        self.needs = {model.name: world.need(model) for model in world.catalog.values() if not model.external}
 
     def run(self) -> Plan:
         self._keep_intents()  # 1
@@ -86,17 +97,31 @@ class _Planner:
             self._end_idle(item)
         for model in self.world.catalog.values() if self.world.settled else ():  # 5
             self._end_surplus(model)
-        for model in self.world.catalog.values():
-            if not model.external and not groups(self.world.need(model), self.ledger.cards.values()):
-                self._wait(model, WaitReason.NEVER_FITS)  # said before anybody asks: refused at once
+        for model, need in self.needs.items():
+            if not self.places.groups(need):  # said before anybody asks: refused at once
+                self.waits[model] = WaitReason.NEVER_FITS, None
         self._return_the_spared()  # 6
         intents = tuple(self.ledger.intents.values())
-        return Plan(tuple(self.actions), intents, dict(self.waits), self.wake_at)
+        return Plan(tuple(self.actions), intents, self._said(), self.wake_at)
+
+    def _said(self) -> dict[str, Wait]:
+        """The waits in words: what there was when all was decided."""
+        words = Words(self.places)
+        return {
+            model: Wait(
+                reason,
+                words.too_large(self.needs[model])
+                if reason is WaitReason.NEVER_FITS
+                else words.no_room(self.needs[model]),
+                ready_in,
+            )
+            for model, (reason, ready_in) in self.waits.items()
+        }
 
     # -- what is known -----------------------------------------------------------------------------
 
     def demand(self, model: str) -> Demand:
-        return self.world.demand.get(model, Demand())
+        return self.victims.demand(model)
 
     def serving(self, model: str) -> list[Instance]:
         return [item for item in self.of.get(model, ()) if item.serving]
@@ -106,11 +131,6 @@ class _Planner:
         demand = self.demand(model.name)
         asked = demand.waiting > 0 or demand.interest_until > self.now
         return asked or model.name in self.world.ordered or model.always_on
-
-    def keeps_room(self, item: Instance) -> bool:
-        """Never evicted, never idle-stopped."""
-        entry = self.world.catalog.get(item.model)
-        return item.model in self.world.pinned or (entry is not None and entry.always_on)
 
     def wake(self, at: float) -> None:
         """Plan again at that time, if it is still to come."""
@@ -122,22 +142,6 @@ class _Planner:
         if circuit is not None:
             self.wake(circuit.retry_at)
         return circuit is not None and circuit.retry_at > self.now
-
-    def idle(self, item: Instance) -> bool:
-        """Ready, seen so by admission, and used by nobody: waiting for nothing would only add to the other's
-        wait."""
-        demand = self.demand(item.model)
-        used = item.leases or item.running or demand.waiting or demand.interest_until > self.now
-        return item.state is InstanceState.READY and self.world.seen >= item.generation and not used
-
-    def fresh(self, item: Instance) -> bool:
-        """It has just become ready, and tickets that waited for it haven't been granted and aren't gone.
-
-        Without this the other model's waiter evicts it before its own were served, over and over.
-        """
-        if item.ready_at is None or self.world.seen < item.generation:
-            return True
-        return self.demand(item.model).oldest_since <= item.ready_at
 
     # -- 1, 2 and 6: what is under way -------------------------------------------------------------
 
@@ -151,7 +155,7 @@ class _Planner:
             if self.backing_off(model.name) or self.serving(model.name):
                 continue
             victims = tuple(victim for victim in intent.victims if victim in present)
-            self.ledger.intents[model.name] = dataclasses.replace(intent, victims=victims)
+            self.ledger.claim(dataclasses.replace(intent, victims=victims))
 
     def _spared(self, item: Instance) -> bool:
         """It drains for another model, which doesn't need its room (any more)."""
@@ -164,7 +168,7 @@ class _Planner:
         drain, demand = item.drain, self.demand(item.model)
         assert drain is not None, item
         wanted_again = demand.waiting > 0 or demand.interest_until > self.now
-        kept = self.keeps_room(item) and drain.cause in (DrainCause.IDLE, DrainCause.EVICTION)
+        kept = self.victims.keeps_room(item) and drain.cause in (DrainCause.IDLE, DrainCause.EVICTION)
         used = drain.cause is DrainCause.IDLE and (wanted_again or item.leases > 0)
         if self._spared(item) or kept or used:
             self.actions.append(Undrain(item.id))
@@ -177,7 +181,7 @@ class _Planner:
             if any(self.ledger.stop_gated(card) for card in item.devices):
                 return
             self.actions.append(Stop(item.id, cut=not empty))
-            self.ledger.changing.update(item.devices)
+            self.ledger.stop(item.devices)
         elif cut_at is not None:
             self.wake(cut_at)
 
@@ -217,25 +221,26 @@ class _Planner:
         5. Even without all that may go there is no room: no capacity.
         6. Others must go: they are told when their shield is over; until then the room is claimed.
         """
-        if not groups(self.world.need(model), self.ledger.cards.values()):  # 1
-            self._wait(model, WaitReason.NEVER_FITS)
+        need = self.needs[model.name]
+        if not self.places.groups(need):  # 1
+            self.waits[model.name] = WaitReason.NEVER_FITS, None
             return
-        chosen = choose_free(self.world.need(model), self.ledger)
+        chosen = self.places.free(need)
         if self.backing_off(model.name):  # 2
             if model.always_on and chosen is not None:
-                self.ledger.intents[model.name] = chosen.intent(model.name, begun=False)
-            self._wait(model, WaitReason.BACK_OFF)
+                self.ledger.claim(chosen.intent(model.name, begun=False))
+            self.waits[model.name] = WaitReason.BACK_OFF, None
         elif chosen is not None:  # 3
             self._start(model, chosen)
         elif self._underway(model):  # 4
-            self._wait(model, WaitReason.ROOM, self._bound(model, self.ledger.intents[model.name], self.now))
-        elif choose_victims(self.world.need(model), self.ledger, self.idle, self._movable) is None:  # 5
+            self._wait(WaitReason.ROOM, self.ledger.intents[model.name], self.now)
+        elif not self.places.conceivable(need):  # 5
             # Room that is claimed for others, or given to one in this very plan, comes free again in turn.
             ledger = self.ledger
             held = any(ledger.claimed(card, model.name) or ledger.started[card] for card in ledger.cards)
-            self._wait(model, WaitReason.ROOM if held else WaitReason.NO_CAPACITY)
+            self.waits[model.name] = WaitReason.ROOM if held else WaitReason.NO_CAPACITY, None
         else:  # 6
-            self._make_room(model)
+            self._make_room(model, need)
 
     def _underway(self, model: Model) -> bool:
         """Its begun intent makes enough room; one that won't (others took memory meanwhile) is dropped."""
@@ -244,41 +249,33 @@ class _Planner:
             return False
         if intent.victims and self.ledger.suffices(intent):
             return True
-        del self.ledger.intents[model.name]
+        self.ledger.drop(model.name)
         return False
 
     def _start(self, model: Model, chosen: Chosen) -> None:
         if any(self.ledger.gated(card) for card in chosen.devices):
-            self.ledger.intents[model.name] = chosen.intent(model.name, begun=False)
-            self._wait(model, WaitReason.GATE, self._bound(model, self.ledger.intents[model.name], self.now))
+            intent = chosen.intent(model.name, begun=False)
+            self.ledger.claim(intent)
+            self._wait(WaitReason.GATE, intent, self.now)
             return
-        self.ledger.intents.pop(model.name, None)
+        self.ledger.drop(model.name)
         self._order(model, chosen)
 
     def _order(self, model: Model, chosen: Chosen) -> None:
         for spot in chosen.spots:
-            self.ledger.started[spot.card.id] += spot.need
-            self.ledger.changing.add(spot.card.id)
-        self.actions.append(Start(model.name, chosen.devices, max(spot.need for spot in chosen.spots)))
+            self.ledger.start(spot.card.id, spot.need)
+        needs = Words(self.places).needs(self.needs[model.name])
+        reason = placed(needs, [(spot.card.id, spot.left) for spot in chosen.spots])
+        mib = max(spot.need for spot in chosen.spots)
+        self.actions.append(Start(model.name, chosen.devices, mib, reason))
 
-    def _make_room(self, model: Model) -> None:
+    def _make_room(self, model: Model, need: Need) -> None:
         demand = self.demand(model.name)
         # Only tickets push a busy model out; and never for a model that is unproven.
-        circuit = self.world.circuits.get(model.name)
-        gentle = not demand.waiting or circuit is not None
-
-        def free_at(item: Instance) -> float | None:
-            if self._movable(item) is None:
-                return None
-            if self.idle(item) and not self.fresh(item):
-                return -math.inf
-            return None if gentle else self._shield(item, demand.oldest_since)
-
-        chosen = choose_victims(
-            self.world.need(model), self.ledger, lambda item: free_at(item) == -math.inf, free_at
-        )
+        gentle = not demand.waiting or self.world.circuits.get(model.name) is not None
+        chosen = self.places.made(need, None if gentle else demand.oldest_since)
         if chosen is None:
-            self._wait(model, WaitReason.ROOM)
+            self.waits[model.name] = WaitReason.ROOM, None
             return
         gated = any(self.ledger.gated(card) for card in chosen.devices)
         intent = chosen.intent(model.name, begun=False)
@@ -286,78 +283,26 @@ class _Planner:
         # A drain that doesn't suffice would be taken back by the next plan.
         begin = due and bool(chosen.victims) and self.ledger.suffices(intent)
         intent = dataclasses.replace(intent, begun=begin)
-        self.ledger.intents[model.name] = intent
         if begin:
-            need = describe(self.world.need(model), self.ledger, self.now).split(";", 1)[0]
+            needs = Words(self.places).needs(need)
             for victim in chosen.victims:
-                reason = f"makes room for {model.name}, which {need}"
+                reason = f"makes room for {model.name}, which {needs}"
                 self.actions.append(StartDrain(victim.id, DrainCause.EVICTION, reason, model.name))
         else:
             self.wake(chosen.free_at)
-        self._wait(model, WaitReason.ROOM, self._bound(model, intent, max(self.now, chosen.free_at)))
+        self.ledger.claim(intent)
+        self._wait(WaitReason.ROOM, intent, max(self.now, chosen.free_at))
 
-    def _movable(self, item: Instance) -> float | None:
-        """Whether it can ever be made to go for another model."""
-        return None if self.keeps_room(item) else math.inf
-
-    def _shield(self, item: Instance, oldest: float) -> float:
-        """When a busy instance may be told to drain for a model whose oldest ticket waits since `oldest`.
-
-        The wait counts from the ticket, or from the resident's readiness (the start of its turn) if later.
-        A fresh one, or one within its residency, is shielded until then and no longer.
-        """
-        if item.ready_at is None or item.state is not InstanceState.READY:
-            return math.inf
-        turn_over = max(oldest, item.ready_at) + self.world.policy.max_swap_wait
-        if self.fresh(item):
-            return turn_over
-        residency = max(self.world.policy.min_residency, 2 * self.world.load_times.get(item.model, 0.0))
-        return min(turn_over, item.ready_at + residency)
-
-    def _bound(self, model: Model, intent: Intent, begins: float) -> float | None:
-        """Seconds until it serves at the latest: what is before it on its cards, drain, stop and load."""
-        load = self.world.load_times.get(model.name)
-        if load is None or math.isinf(begins):
-            return None
-        before = [
-            self.waits[other.model].ready_in
+    def _wait(self, reason: WaitReason, intent: Intent, begins: float) -> None:
+        """It waits for the room of its intent, whose victims are told at `begins`."""
+        ahead = [
+            self.waits[other.model][1]
             for other in self.ledger.intents.values()
             if other.model in self.waits
-            and other.model != model.name
-            and set(other.devices) & set(intent.devices)
+            and other.model != intent.model
+            and not set(other.devices).isdisjoint(intent.devices)
         ]
-        starting = [
-            self._load_left(item)
-            for item in self.world.instances
-            if item.state is InstanceState.STARTING and set(item.devices) & set(intent.devices)
-        ]
-        drains = [self._drain_left(item) for item in self.world.instances if item.id in intent.victims]
-        ahead, loading, drain = _longest(before), _longest(starting), _longest(drains)
-        if ahead is None or loading is None or drain is None:
-            return None
-        wait = max(0.0, begins - self.now) + loading + drain
-        return ahead + wait + (STOP_TIME if intent.victims else 0.0) + load
-
-    def _drain_left(self, victim: Instance) -> float | None:
-        """Seconds until a victim is empty at the latest, once it may be told to drain; None = unknown."""
-        if victim.state is InstanceState.READY:
-            limit = self.world.policy.drain_timeout
-            return 0.0 if self.idle(victim) else limit or None
-        if victim.drain is None or not (victim.leases or victim.running):
-            return 0.0
-        return None if victim.drain.deadline is None else max(0.0, victim.drain.deadline - self.now)
-
-    def _load_left(self, item: Instance) -> float | None:
-        """Seconds that a start should still take; None = unknown, as when it takes longer than usual."""
-        left = self.world.load_times.get(item.model, 0.0) - (self.now - item.ordered_at)
-        return left if left > 0.0 else None
-
-    def _wait(self, model: Model, reason: WaitReason, ready_in: float | None = None) -> None:
-        need = self.world.need(model)
-        lines = device_lines(need, self.ledger, self.now)
-        never = reason is WaitReason.NEVER_FITS
-        text = too_large(need, self.ledger) if never else describe(need, self.ledger, self.now)
-        self.waits[model.name] = Wait(reason, text, lines, ready_in)
+        self.waits[intent.model] = reason, bound(self.world, self.victims, intent, begins, ahead)
 
     # -- 4 and 5 -----------------------------------------------------------------------------------
 
@@ -371,7 +316,7 @@ class _Planner:
         newest = max(item.ready_at or 0.0 for item in items)
         due = max(newest, demand.oldest_since) + SCALE_OUT_WAIT
         self.wake(due)
-        chosen = choose_free(self.world.need(model), self.ledger)
+        chosen = self.places.free(self.needs[model.name])
         gated = chosen is not None and any(self.ledger.gated(card) for card in chosen.devices)
         if due <= self.now and chosen is not None and not gated:
             self._order(model, chosen)
@@ -386,7 +331,12 @@ class _Planner:
         if item.model in self.world.unload:
             self.actions.append(StartDrain(item.id, DrainCause.UNLOAD, "an operator unloads it"))
             return
-        if model is None or self.keeps_room(item) or not model.idle_timeout or not self.idle(item):
+        if (
+            model is None
+            or self.victims.keeps_room(item)
+            or not model.idle_timeout
+            or not self.victims.idle(item)
+        ):
             return
         due = item.last_used + model.idle_timeout
         if due <= self.now:
@@ -402,9 +352,3 @@ class _Planner:
             if item.state is InstanceState.READY and item.id not in told:
                 reason = f"there are more than its `instances` ({model.instances})"
                 self.actions.append(StartDrain(item.id, DrainCause.SURPLUS, reason))
-
-
-def _longest(bounds: Sequence[float | None]) -> float | None:
-    """The longest of some seconds, 0 without any; None when one of them is unknown."""
-    known = [bound for bound in bounds if bound is not None]
-    return max(known, default=0.0) if len(known) == len(bounds) else None

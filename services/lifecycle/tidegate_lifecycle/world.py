@@ -38,6 +38,8 @@ class Demand:
     interest_until: float = 0.0
     """Until when it is to be started for those who were refused because it loads too slowly."""
     trace_parent: str = ""
+    arrival_rate: float = 0.0
+    """Requests a second, over about a minute."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Start:
     devices: tuple[str, ...]
     reserved_mib: int
     """On each device."""
+    reason: str = field(default="", compare=False)
+    """Why there, for people."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,6 @@ class Wait:
 
     reason: WaitReason
     text: str
-    devices: tuple[str, ...] = ()
-    """One line per device of its pool."""
     ready_in: float | None = None
     """The bound of its turn in seconds; None = unknown."""
 
