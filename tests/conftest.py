@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
 from tests.support import containers
 from tests.support.depth import SLOW
+from tests.support.guard import callbacks
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run what takes minutes")
     parser.addoption("--seed", type=int, help="randomised tests run with this seed alone")
+    parser.addoption(
+        "--callbacks", action="store_true", help="tell the longest callback of each service, in CPU time"
+    )
     parser.addoption("--no-skips", action="store_true", help="a skip for something missing is a failure")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--slow"):
         os.environ[SLOW] = "1"
+    if config.getoption("--callbacks") and callbacks.FOLDER not in os.environ:  # the workers inherit it
+        os.environ[callbacks.FOLDER] = tempfile.mkdtemp(prefix="tidegate-callbacks-")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--callbacks"):
+        for service, (took, what) in callbacks.longest(Path(os.environ[callbacks.FOLDER])).items():
+            terminalreporter.write_line(f"longest callback of {service}: {took * 1000:.1f} ms in {what}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

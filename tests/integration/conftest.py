@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.apart import Apart
+from tests.support.contained import Fleet
 from tests.support.gateway import Gateway
 
 
@@ -26,6 +27,14 @@ def gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    """A fleet of containers of which nothing is left."""
+    made = Fleet(tmp_path)
+    yield made
+    made.clean()
 
 
 @pytest.fixture

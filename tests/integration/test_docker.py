@@ -3,66 +3,20 @@
 from __future__ import annotations
 
 import signal
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.integration.test_crashes import Load, Stream
-from tests.support import containers, simulator_image
+from tests.support import containers
+from tests.support.contained import Fleet, contained
 from tests.support.docker_proxy import Proxy
 from tests.support.gateway import Gateway, wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(400)]  # the image may have to be built first
 
 Make = Callable[..., Gateway]
-
-
-class Fleet:
-    """A gateway's containers, and the sections that make it use some."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.network = f"tidegate-test-{uuid.uuid4().hex[:8]}"
-        self.lifecycle: dict[str, Any] = {
-            "runtime": "docker",
-            "hf_cache": str(folder / "hub"),
-            "docker": {
-                "image": simulator_image.image(),
-                "network": self.network,
-                "shm_size": "64MiB",
-                "memory": "512MiB",
-                "pull": "never",
-            },
-        }
-
-    def listed(self, model: str = "") -> list[str]:
-        """Ids of the containers in its network, of one model when it is given."""
-        with containers.engine() as client:
-            found = client.containers(all=True, filters={"network": self.network})
-        return [one["Id"] for one in found if model in ("", one["Labels"]["tidegate.model"])]
-
-    def clean(self) -> None:
-        """Whatever a failed test left."""
-        for one in self.listed():
-            containers.remove(one)
-        containers.remove_network(self.network)
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    """A fleet of containers of which nothing is left."""
-    made = Fleet(tmp_path)
-    yield made
-    made.clean()
-
-
-def contained(*flags: str, **keys: Any) -> dict[str, Any]:
-    """A model that the simulator's image serves, by its command."""
-    command = ["tidegate-simulator", "--host", "0.0.0.0", "--port", "{port}", "--model", "{name}", *flags]
-    return {"engine": "command", "command": command, "vram": "18GiB", **keys}
 
 
 def test_containers_that_do_not_fit_together_take_turns_and_ctrl_c_leaves_nothing(

@@ -14,8 +14,8 @@ from tests.support.gateway import free_port, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 UV = Path(sys.executable).parent / "uv"
 ABSENT = {
-    "edge": ["httpx", "aiohttp", "docker"],
-    "admission": ["granian", "aiohttp", "httpx", "docker"],
+    "edge": ["httpx", "aiohttp", "docker", "huggingface_hub"],
+    "admission": ["granian", "aiohttp", "httpx", "docker", "huggingface_hub"],
     "lifecycle": ["granian", "aiohttp"],
 }
 

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from tidegate.admission.v1 import admission_pb2, admission_pb2_grpc
 from tidegate.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from tidegate_chassis import rpc
+from tidegate_chassis.plain import as_dict
 from tidegate_chassis.process import VERSION
 from tidegate_edge.shared import Edge
 
@@ -78,33 +79,3 @@ async def _asked(call: Awaitable[Message]) -> dict[str, Any]:
 
 def _without(entry: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if name not in names}
-
-
-def as_dict(message: Message) -> dict[str, Any]:
-    """A message as plain data: numbers stay numbers (protobuf's own JSON makes texts of large ones), and
-    enums are words. Unset optional fields are left out."""
-    found: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        if field.has_presence and not message.HasField(field.name):
-            continue
-        value = getattr(message, field.name)
-        inner = field.message_type
-        if inner is not None and inner.GetOptions().map_entry:
-            found[field.name] = dict(value)
-        elif field.is_repeated:
-            found[field.name] = [_plain(field, item) for item in value]
-        else:
-            found[field.name] = _plain(field, value)
-    return found
-
-
-def _plain(field: Any, value: Any) -> Any:
-    if field.message_type is not None:
-        return as_dict(value)
-    if field.enum_type is not None:
-        words = "".join(f"_{char}" if char.isupper() else char.upper() for char in field.enum_type.name)
-        name = (
-            field.enum_type.values_by_number[value].name if value in field.enum_type.values_by_number else ""
-        )
-        return name.removeprefix(words.lstrip("_").upper() + "_").lower()
-    return value

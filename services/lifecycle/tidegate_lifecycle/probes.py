@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import math
 import ssl
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import httpx
@@ -95,29 +95,19 @@ class Probe:
 
     async def _ready(self) -> httpx.AsyncClient:
         if self._client is None:
-            context = await asyncio.to_thread(ssl.create_default_context)  # reads the system's certificates
-            if self._client is None:  # another probe was first
-                limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-                timeout = httpx.Timeout(30.0)
-                self._client = httpx.AsyncClient(
-                    verify=context, trust_env=False, limits=limits, timeout=timeout
-                )
+            client = await asyncio.to_thread(_client)
+            if self._client is None:  # else another probe was first
+                self._client = client
         return self._client
 
 
-def pace(elapsed: float) -> float:
-    """Seconds until a starting server is asked again: often at first, when it costs a waiter most."""
-    if elapsed < 60:
-        return 0.04
-    return 0.25 if elapsed < 300 else 1.0
-
-
-async def until_ready(check: Callable[[], Awaitable[Health]]) -> None:
-    """Asks until the server is healthy; the caller bounds it and watches whether the server still runs."""
-    loop = asyncio.get_running_loop()
-    begun = loop.time()
-    while not (await check()).ok:  # noqa: ASYNC110 - a server elsewhere sets no event of ours
-        await asyncio.sleep(pace(loop.time() - begun))
+def _client() -> httpx.AsyncClient:
+    """Made in a thread: reads the system's certificates, imports what httpx would on its first request."""
+    importlib.import_module("anyio._backends._asyncio")
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx.AsyncClient(
+        verify=ssl.create_default_context(), trust_env=False, limits=limits, timeout=httpx.Timeout(30.0)
+    )
 
 
 def _metric(text: str, names: tuple[str, ...]) -> int | None:

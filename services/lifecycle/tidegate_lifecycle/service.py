@@ -118,7 +118,7 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         if model.external:
             raise _invalid(f"{model.name} runs elsewhere: it is never started or stopped here")
         await self._order("load", model)
-        return pb.LoadModelResponse(state=self._state(model))
+        return pb.LoadModelResponse(state=self._state(model), model=model.name)
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:  # noqa: N802
         """Orders a drain and a stop."""
@@ -127,12 +127,17 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
             why = "runs elsewhere" if model.external else "is always_on"
             raise _invalid(f"{model.name} {why}: it can't be unloaded")
         await self._order("unload", model)
-        return pb.UnloadModelResponse(state=self._state(model))
+        ending = [instance for instance in self.fleet.instances.values() if instance.model == model.name]
+        leases = sum(instance.leases for instance in ending)
+        return pb.UnloadModelResponse(
+            state=self._state(model), model=model.name, instances=len(ending), leases=leases
+        )
 
     async def PinModel(self, request: pb.PinModelRequest, context: Context) -> pb.PinModelResponse:  # noqa: N802
         """Pins it or takes the pin off."""
-        await self._order("pin" if request.pinned else "unpin", self._model(request.model))
-        return pb.PinModelResponse()
+        model = self._model(request.model)
+        await self._order("pin" if request.pinned else "unpin", model)
+        return pb.PinModelResponse(model=model.name, pinned=request.pinned or model.always_on)
 
     async def PlanPlacement(  # noqa: N802
         self, request: pb.PlanPlacementRequest, context: Context
@@ -150,16 +155,18 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         self, request: pb.WatchEventsRequest, context: Context
     ) -> AsyncIterator[pb.WatchEventsResponse]:
         """The last ones kept, then each as it happens."""
-        events, name = self.fleet.events, self._model(request.model).name if request.model else ""
+        events, name = self.fleet.events, request.model
+        if all(name not in ("", event.model) for event in events.kept):  # it may be gone from the catalogue
+            name = self._model(name).name
         queue = events.watch()
         try:
             kept = [event for event in events.kept if name in ("", event.model)]
             for event in kept[len(kept) - min(request.last, len(kept)) :]:
-                yield _event(event)
-            while True:
+                yield self._event(event)
+            while not request.until_now:
                 event = await queue.get()
                 if name in ("", event.model):
-                    yield _event(event)
+                    yield self._event(event)
         finally:
             events.unwatch(queue)
 
@@ -168,6 +175,8 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
     ) -> AsyncIterator[pb.TailLogResponse]:
         """The last lines, then what follows if asked to."""
         model = self._model(request.model)
+        if model.external:
+            raise _invalid(f"{model.name} runs elsewhere: its log isn't here")
         if request.lines > 10_000:
             raise _invalid("lines: give 1 to 10000, or 0 for 100")
         _, offset = await self.runtime.log_since(model.name, None)
@@ -190,6 +199,19 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         view = self.fleet.views.get(model.name)
         return view.state if view is not None else pb.MODEL_STATE_STOPPED
 
+    def _event(self, event: Event) -> pb.WatchEventsResponse:
+        return pb.WatchEventsResponse(
+            event=pb.Event(
+                n=event.n,
+                age_ms=supply.millis(monotonic() - event.at),
+                kind=event.kind,
+                model=event.model,
+                instance_id=event.instance_id,
+                message=event.message,
+                incarnation=self.fleet.boot,
+            )
+        )
+
     async def _order(self, verb: str, model: Model) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.post(messages.Order(verb, model.name, done))
@@ -210,16 +232,3 @@ def _words(action: Action, model: str) -> str:
     if isinstance(action, Stop):
         return f"stop {action.instance_id}"
     return ""
-
-
-def _event(event: Event) -> pb.WatchEventsResponse:
-    return pb.WatchEventsResponse(
-        event=pb.Event(
-            n=event.n,
-            age_ms=supply.millis(monotonic() - event.at),
-            kind=event.kind,
-            model=event.model,
-            instance_id=event.instance_id,
-            message=event.message,
-        )
-    )

@@ -6,7 +6,9 @@ import argparse
 import os
 import sys
 from importlib import metadata, util
-from typing import Any, NoReturn
+from typing import NoReturn
+
+from tidegate_serve import commands as operators
 
 _NEEDS = {"edge": "granian", "admission": "grpc", "lifecycle": "httpx"}
 """A module of each service's own dependencies, to say what to install when it is missing."""
@@ -23,10 +25,8 @@ def main() -> int:
         from tidegate_serve.check import check
 
         return check(arguments.file)
-    if arguments.command in ("leases", "queues"):
-        from tidegate_serve.operate import run
-
-        return run(arguments)
+    if arguments.command != "serve":
+        return operators.run(arguments)
     from tidegate_serve.supervisor import serve
 
     missing = [service for service in _NEEDS if _missing(service)]
@@ -55,26 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     actions = config.add_subparsers(dest="action", required=True, metavar="ACTION")
     check = actions.add_parser("check", help="print every problem; exit status 78 if there is one")
     check.add_argument("file", metavar="FILE")
-    _add_operators(commands)
+    operators.add(commands)
     return parser
-
-
-def _add_operators(commands: Any) -> None:
-    """What operators ask admission, and tell it."""
-    leases = commands.add_parser("leases", help="who is being served: list the leases, end one")
-    actions = leases.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="all leases, oldest first")
-    listing.add_argument("--model", default="", metavar="NAME", help="only this model's")
-    revoke = actions.add_parser("revoke", help="end one lease: its request ends with an error")
-    revoke.add_argument("lease_id", metavar="LEASE", help="as `leases list` shows it")
-    queues = commands.add_parser("queues", help="who waits, and for what: every model's queue and slots")
-    queues.add_argument("--watch", action="store_true", help="again whenever it changes, until Ctrl-C")
-    for command in (listing, queues):
-        command.add_argument("--json", action="store_true", help="as JSON (--watch: one line each time)")
-    for command in (listing, revoke, queues):
-        where = command.add_mutually_exclusive_group(required=True)
-        where.add_argument("--config", metavar="FILE", help="the configuration file of what runs")
-        where.add_argument("--address", metavar="ADDRESS", help="admission's host:port or unix:/path")
 
 
 def _become(service: str, arguments: list[str]) -> NoReturn:

@@ -1,4 +1,8 @@
-"""`tidegate leases` and `tidegate queues`: what admission knows, as tables or JSON; leases revoked."""
+"""What all commands share that ask a running service: where it is, its answer or the error in words, tables.
+
+Each noun has a module of its own (`leases`, `queues`, `models`, ...) whose `run` hands its function to `run`
+here; how a command looks stands in `commands`, which imports nothing slow.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +20,62 @@ import grpc
 from google.protobuf.message import Message
 from grpc import aio
 
-from tidegate.admission.v1 import admission_pb2 as pb
-from tidegate.admission.v1 import admission_pb2_grpc as pb_grpc
+from tidegate.admission.v1.admission_pb2_grpc import AdmissionServiceStub
+from tidegate.lifecycle.v1.lifecycle_pb2 import GetStatusRequest
+from tidegate.lifecycle.v1.lifecycle_pb2_grpc import LifecycleServiceStub
 from tidegate_chassis import rpc
 from tidegate_chassis.config import read
 from tidegate_chassis.kinds import Address
+from tidegate_chassis.plain import as_dict
 from tidegate_serve import rundir
 
 TIMEOUT = 5.0
-"""Seconds in which admission must answer."""
+"""Seconds in which a service must answer."""
 FAILED, UNUSABLE = 1, 2
 """Exit statuses: the service can't be reached or said no; the command can't be used as it was given."""
-_DEFAULT = "127.0.0.1:7071"
 
 
 class UsageError(Exception):
     """The command line, or the file it names, can't be used."""
 
 
-def run(arguments: argparse.Namespace) -> int:
+class Failed(Exception):
+    """The service said no, or what was asked for came to nothing; in words for people."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service that commands ask."""
+
+    name: str
+    """Its section of the configuration."""
+    default: str
+    """Where it listens when nothing says so."""
+    stub: Callable[[aio.Channel], Any]
+
+
+ADMISSION = Service("admission", "127.0.0.1:7071", AdmissionServiceStub)
+LIFECYCLE = Service("lifecycle", "127.0.0.1:7072", LifecycleServiceStub)
+
+LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""How calls to a service end that stops, dies or stands still."""
+
+Command = Callable[[Any, argparse.Namespace], Awaitable[None]]
+"""What one command does with a service's stub. It prints, or raises Failed or the call's error."""
+
+
+def run(arguments: argparse.Namespace, service: Service, command: Command) -> int:
     """Carries out one command; returns the exit status."""
     try:
-        address = _address(arguments)
+        at = address(service, arguments)
     except UsageError as error:
         print(f"tidegate: {error}", file=sys.stderr)
         return UNUSABLE
     try:
-        asyncio.run(_call(address, arguments))
-    except aio.AioRpcError as error:
-        print(f"tidegate: {_words(error, address, arguments)}", file=sys.stderr)
+        asyncio.run(_call(at, service, command, arguments))
+    except (Failed, aio.AioRpcError) as error:
+        text = words(error, service, at) if isinstance(error, aio.AioRpcError) else error
+        print(f"tidegate: {text}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:  # how watching ends
         return 0
@@ -52,8 +84,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _address(arguments: argparse.Namespace) -> str:
-    """Where admission is.
+async def _call(at: str, service: Service, command: Command, arguments: argparse.Namespace) -> None:
+    async with rpc.channel(at) as channel:
+        await command(service.stub(channel), arguments)
+
+
+def address(service: Service, arguments: argparse.Namespace) -> str:
+    """Where a service is; UsageError when that can't be told.
 
     1. As the command says.
     2. Where a running `tidegate serve` with this file has it.
@@ -65,9 +102,10 @@ def _address(arguments: argparse.Namespace) -> str:
     unreadable = [problem.message for problem in document.problems if not problem.path]
     if unreadable:  # other problems are for `config check`: what runs by this file is what is asked for
         raise UsageError("\n".join(unreadable))
-    if found := rundir.find(Path(arguments.config)).get("admission"):  # 2
+    if found := rundir.find(Path(arguments.config)).get(service.name):  # 2
         return found
-    return _checked(document.section("admission").get("listen", _DEFAULT), "admission.listen")  # 3
+    listen = document.section(service.name).get("listen", service.default)
+    return _checked(listen, f"{service.name}.listen")  # 3
 
 
 def _checked(value: Any, name: str) -> str:
@@ -78,120 +116,56 @@ def _checked(value: Any, name: str) -> str:
         raise UsageError(f"{name}: {value!r} is not allowed; give {kind.allowed()}") from None
 
 
-async def _call(address: str, arguments: argparse.Namespace) -> None:
-    commands: dict[str, Callable[[Any, argparse.Namespace], Awaitable[None]]] = {
-        "list": _list,
-        "revoke": _revoke,
-        "queues": _queues,
-    }
-    async with rpc.channel(address) as channel:
-        stub: Any = pb_grpc.AdmissionServiceStub(channel)
-        await commands[getattr(arguments, "action", "queues")](stub, arguments)
+async def ask(method: Any, request: Message) -> Any:
+    """One unary call; AioRpcError when it fails or isn't answered within `TIMEOUT`."""
+    return await method(request, timeout=TIMEOUT)
 
 
-async def _list(stub: Any, arguments: argparse.Namespace) -> None:
-    answer = await stub.ListLeases(pb.ListLeasesRequest(model=arguments.model), timeout=TIMEOUT)
-    print(json.dumps(plain(answer), indent=2) if arguments.json else leases_table(answer))
+async def follow(service: Service, arguments: argparse.Namespace, read: Command) -> None:
+    """Runs `read`, which never ends by itself, and begins again, with a word, when the service was lost.
+
+    It is looked for anew each time: a `tidegate serve` that was started again listens somewhere else. A
+    service that can't be reached in the first place, and one that says no, is an error as usual.
+    """
+    delays, reached, away = rpc.reconnect_delays(), False, False
+    while True:
+        at = address(service, arguments)
+        try:
+            async with rpc.channel(at) as channel:
+                stub = service.stub(channel)
+                await ask(stub.GetStatus, GetStatusRequest())
+                if away:
+                    print(f"tidegate: {service.name} is back", file=sys.stderr)
+                delays, reached, away = rpc.reconnect_delays(), True, False
+                await read(stub, arguments)
+        except aio.AioRpcError as error:
+            if not reached or error.code() not in LOST:
+                raise
+        if not away:
+            print(f"tidegate: {service.name} has gone; waiting for it (Ctrl-C ends this)", file=sys.stderr)
+            away = True
+        await asyncio.sleep(next(delays))
 
 
-async def _revoke(stub: Any, arguments: argparse.Namespace) -> None:
-    await stub.RevokeLease(pb.RevokeLeaseRequest(lease_id=arguments.lease_id), timeout=TIMEOUT)
-    print(f"{arguments.lease_id} is revoked; its slot is free")
-
-
-async def _queues(stub: Any, arguments: argparse.Namespace) -> None:
-    if not arguments.watch:
-        answer = await stub.GetQueues(pb.GetQueuesRequest(), timeout=TIMEOUT)
-        print(json.dumps(plain(answer.queues), indent=2) if arguments.json else queues_table(answer.queues))
-        return
-    async for queues in _watched(stub):
-        if arguments.json:
-            print(json.dumps(plain(queues)), flush=True)
-        else:
-            clear = "\033[H\033[J" if sys.stdout.isatty() else ""
-            print(f"{clear}{queues_table(queues)}\n", flush=True)
-
-
-async def _watched(stub: Any) -> AsyncIterator[pb.Queues]:
-    call = stub.WatchQueues(pb.WatchQueuesRequest())
-    try:
-        async for answer in call:
-            yield answer.queues
-    finally:
-        call.cancel()
-
-
-def _words(error: aio.AioRpcError, address: str, arguments: argparse.Namespace) -> str:
-    """What went wrong, and what to do."""
-    if rpc.reason_of(error) == "REASON_DRAINING":
-        return f"admission at {address} is stopping"
-    if error.code() == grpc.StatusCode.NOT_FOUND:
-        return f"there is no lease {arguments.lease_id}; `tidegate leases list` shows those that exist"
+def words(error: aio.AioRpcError, service: Service, at: str) -> str:
+    """What went wrong, and what to do. What a service says with a reason is meant for people."""
+    if (reason := rpc.reason_of(error)) == "REASON_DRAINING":
+        return f"{service.name} at {at} is stopping"
     if error.code() == grpc.StatusCode.UNAVAILABLE:
         return (
-            f"admission can't be reached at {address}: is it running? `tidegate serve` or "
-            "`tidegate admission` starts it; if it listens somewhere else, say where with --address"
+            f"{service.name} can't be reached at {at}: is it running? `tidegate serve` or "
+            f"`tidegate {service.name}` starts it; if it listens somewhere else, say where with --address"
         )
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"admission at {address} has not answered within {TIMEOUT:g} s: its log tells more"
-    return f"admission at {address} answered {rpc.describe(error)}"
+        return f"{service.name} at {at} has not answered within {TIMEOUT:g} s: its log tells more"
+    if reason and error.details():
+        return str(error.details())
+    return f"{service.name} at {at} answered {rpc.describe(error)}"
 
 
-def plain(message: Message) -> dict[str, Any]:
-    """A message as JSON has it: every field by its name in the contract, numbers as numbers."""
-    return {field.name: _plain(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Message):
-        return plain(value)
-    if isinstance(value, str | bool | int | float):
-        return value
-    if hasattr(value, "items"):
-        return dict(sorted(value.items()))
-    return [_plain(item) for item in value]
-
-
-def leases_table(answer: pb.ListLeasesResponse) -> str:
-    """Who holds what, oldest first."""
-    if not answer.leases:
-        return "no leases"
-    rows = [("LEASE", "MODEL", "INSTANCE", "TENANT", "AGE", "HOLDER")]
-    for lease in answer.leases:
-        age = duration(lease.age_ms)
-        rows.append((lease.lease_id, lease.model, lease.instance_id, lease.tenant, age, lease.holder))
-    return table(rows)
-
-
-def queues_table(queues: pb.Queues) -> str:
-    """Every model with its instances, the tenants that have rates, and a line about the service itself."""
-    rows = [("MODEL", "WAITING", "OLDEST", "ACTIVE", "INSTANCE", "SLOTS", "NOTE")]
-    for model in queues.models:
-        queue = model.queue
-        oldest = duration(model.oldest_wait_ms) if queue.waiting else "-"
-        first = (model.model, f"{queue.waiting}/{queue.max_queue}", oldest, str(queue.active))
-        if not model.instances:
-            rows.append((*first, "-", "-", ""))
-        for slot in model.instances:
-            rows.append((*first, slot.instance_id, f"{slot.active}/{slot.effective_slots}", slot.held_back))
-            first = ("", "", "", "")
-    lifecycle = "in touch with lifecycle" if queues.supply_settled else "NOT in touch with lifecycle"
-    about = f"{len(queues.sessions)} sessions; {lifecycle}; up for {duration(queues.uptime_ms)}"
-    parts = [table(rows) if queues.models else "nothing runs and nobody waits"]
-    if queues.tenants:
-        parts.append(tenants_table(queues))
-    return "\n\n".join([*parts, about])
-
-
-def tenants_table(queues: pb.Queues) -> str:
-    """What is left of each tenant's rates; `-` = it has no such rate."""
-    rows = [("TENANT", "REQUESTS/MIN", "TOKENS/MIN")]
-    rows += [(one.tenant, _left(one.rates.requests), _left(one.rates.tokens)) for one in queues.tenants]
-    return table(rows)
-
-
-def _left(one: pb.Allowance) -> str:
-    return f"{one.remaining}/{one.limit}" if one.limit else "-"
+def show(arguments: argparse.Namespace, answer: Message, text: Callable[[Any], str]) -> None:
+    """Prints an answer: as JSON with --json, else by `text`."""
+    print(json.dumps(as_dict(answer), indent=2) if arguments.json else text(answer))
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -211,3 +185,10 @@ def duration(milliseconds: int) -> str:
     if seconds < 3600:
         return f"{seconds // 60}m{seconds % 60:02}s"
     return f"{seconds // 3600}h{seconds % 3600 // 60:02}m"
+
+
+def size(mib: int) -> str:
+    """Memory for people: 512MiB, 9.5GiB, 38GiB."""
+    if mib < 1024:
+        return f"{mib}MiB"
+    return f"{mib / 1024:.1f}".removesuffix(".0") + "GiB"

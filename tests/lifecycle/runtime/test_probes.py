@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tidegate_lifecycle import probes
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.engines import ENGINES
 from tidegate_lifecycle.probes import Health, Load, Probe
@@ -129,19 +128,3 @@ async def test_a_vllm_server_is_ready_when_it_lists_the_model(
     assert await engine.ready(probe, model, odd) == Health(False, "it doesn't list its models")
     loading = await serve({"/health": http(status="503 Loading")})
     assert await engine.ready(probe, model, loading) == Health(False, "status 503")
-
-
-async def test_readiness_is_noticed_within_50_ms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the first minute a starting server is asked at least every 50 ms, later less often."""
-    assert probes.pace(0) <= 0.05
-    assert probes.pace(59) <= 0.05
-    assert probes.pace(60) == 0.25
-    assert probes.pace(3600) == 1.0
-    monkeypatch.setattr(probes, "pace", lambda elapsed: 0.0)
-    answers = iter([Health(False, "status 503"), Health(False), Health(True)])
-
-    async def check() -> Health:
-        return next(answers)
-
-    await asyncio.wait_for(probes.until_ready(check), 5)
-    assert next(answers, None) is None

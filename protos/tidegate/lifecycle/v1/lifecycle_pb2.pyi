@@ -710,6 +710,10 @@ class GetStatusResponse(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     ADMISSION_CONNECTED_FIELD_NUMBER: _builtins.int
+    CATALOG_GENERATION_FIELD_NUMBER: _builtins.int
+    CONFIG_AGE_MS_FIELD_NUMBER: _builtins.int
+    CONFIG_PROBLEMS_FIELD_NUMBER: _builtins.int
+    CONFIG_NEEDS_RESTART_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the software."""
     uptime_ms: _builtins.int
@@ -718,6 +722,10 @@ class GetStatusResponse(_message.Message):
     """The first reconcile is done."""
     admission_connected: _builtins.bool
     """Admission is connected."""
+    catalog_generation: _builtins.int
+    """The configuration's count within this boot: 1 at first, more after each change that was taken over."""
+    config_age_ms: _builtins.int
+    """Time since the configuration was last read and taken over, in ms."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelStatus]:
         """Every model."""
@@ -730,6 +738,14 @@ class GetStatusResponse(_message.Message):
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceStatus]:
         """Every device."""
 
+    @_builtins.property
+    def config_problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is wrong with the configuration file as it is now; the one before it is in effect. Empty = nothing."""
+
+    @_builtins.property
+    def config_needs_restart(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys that the file has changed and that take effect with the next start of the service."""
+
     def __init__(
         self,
         *,
@@ -740,10 +756,14 @@ class GetStatusResponse(_message.Message):
         instances: _abc.Iterable[Global___InstanceStatus] | None = ...,
         devices: _abc.Iterable[Global___DeviceStatus] | None = ...,
         admission_connected: _builtins.bool = ...,
+        catalog_generation: _builtins.int = ...,
+        config_age_ms: _builtins.int = ...,
+        config_problems: _abc.Iterable[_builtins.str] | None = ...,
+        config_needs_restart: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission_connected", b"admission_connected", "devices", b"devices", "instances", b"instances", "models", b"models", "settled", b"settled", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission_connected", b"admission_connected", "catalog_generation", b"catalog_generation", "config_age_ms", b"config_age_ms", "config_needs_restart", b"config_needs_restart", "config_problems", b"config_problems", "devices", b"devices", "instances", b"instances", "models", b"models", "settled", b"settled", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -987,16 +1007,20 @@ class LoadModelResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STATE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     state: Global___ModelState.ValueType
     """Its state now."""
+    model: _builtins.str
+    """Its name."""
     def __init__(
         self,
         *,
         state: Global___ModelState.ValueType = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1031,16 +1055,28 @@ class UnloadModelResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STATE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
     state: Global___ModelState.ValueType
     """Its state now."""
+    model: _builtins.str
+    """Its name."""
+    instances: _builtins.int
+    """So many instances of it end; 0 = it had none."""
+    leases: _builtins.int
+    """Leases on them, by the last demand."""
     def __init__(
         self,
         *,
         state: Global___ModelState.ValueType = ...,
+        model: _builtins.str = ...,
+        instances: _builtins.int = ...,
+        leases: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "leases", b"leases", "model", b"model", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1078,12 +1114,21 @@ class PinModelResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    MODEL_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    pinned: _builtins.bool
+    """Pinned from now on; true also when it is `always_on`."""
     def __init__(
         self,
+        *,
+        model: _builtins.str = ...,
+        pinned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pinned", b"pinned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1428,19 +1473,23 @@ class WatchEventsRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    UNTIL_NOW_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Only this model's; empty = all."""
     last: _builtins.int
     """How many of the last ones to begin with, at most 1000."""
+    until_now: _builtins.bool
+    """End after these. Otherwise the call goes on with what happens."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         last: _builtins.int = ...,
+        until_now: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "model", b"model", "until_now", b"until_now"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1482,6 +1531,7 @@ class Event(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """Rises within a boot."""
     age_ms: _builtins.int
@@ -1494,6 +1544,8 @@ class Event(_message.Message):
     """The instance, if it is about one."""
     message: _builtins.str
     """Why, in words and numbers."""
+    incarnation: _builtins.int
+    """Lifecycle's number of this boot: `n` is comparable within one."""
     def __init__(
         self,
         *,
@@ -1503,10 +1555,11 @@ class Event(_message.Message):
         model: _builtins.str = ...,
         instance_id: _builtins.str = ...,
         message: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "instance_id", b"instance_id", "kind", b"kind", "message", b"message", "model", b"model", "n", b"n"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "incarnation", b"incarnation", "instance_id", b"instance_id", "kind", b"kind", "message", b"message", "model", b"model", "n", b"n"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
