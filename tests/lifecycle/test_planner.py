@@ -8,9 +8,10 @@ from typing import Any
 
 from tidegate_lifecycle.budget import Card, Intent
 from tidegate_lifecycle.catalog import Model
+from tidegate_lifecycle.explaining import explain
 from tidegate_lifecycle.instance import CUT_OFF, Drain, DrainCause, Instance, InstanceState
 from tidegate_lifecycle.needs import Estimate, Need, Source
-from tidegate_lifecycle.planner import explain, plan
+from tidegate_lifecycle.planner import plan
 from tidegate_lifecycle.world import (
     Circuit,
     Demand,
@@ -296,8 +297,7 @@ def test_numbers_say_who_could_go_and_who_could_not() -> None:
     )
     told = explain(seen, "a", NOW)
     assert told.needs == (
-        "needs 38.2 GiB on each of 2 equal devices"
-        " (estimated: weights 30.1 + KV 4.2 for 16 x 8192 tokens)"
+        "needs 38.2 GiB on each of 2 equal devices (estimated: weights 30.1 + KV 4.2 for 16 x 8192 tokens)"
     )
     assert told.devices == (
         "gpu0 has 5 free of 44 GiB; evictable: b 9 GiB, idle 4 min; busy: d 6 GiB, 3 in flight and 2 waiting;"

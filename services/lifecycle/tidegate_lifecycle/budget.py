@@ -60,7 +60,7 @@ class Ledger:
         self.intents: dict[str, Intent] = {}
         """By model; changed by `claim` and `drop` alone."""
         self.touched: set[str] = set()
-        """Cards on which something was started, stopped, promised or chosen to leave since this was cleared."""
+        """Cards on which something was started, stopped, promised or told to leave since this was cleared."""
         self._claims: dict[str, dict[str, int]] = {card: {} for card in self.cards}
         self._claimants: dict[str, set[str]] = {}
         """By instance: the models for which it leaves."""

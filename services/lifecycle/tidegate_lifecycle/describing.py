@@ -70,7 +70,7 @@ class Words:
         """One device: "gpu0 has 21 free of 44 GiB; evictable: b 18 GiB, idle 4 min; pinned: c 10 GiB"."""
         if card.id not in self._lines:
             parts = [f"{card.id} has {gib(self.free(card))} free of {gib(card.budget_mib)} GiB"]
-            parts += [self._holder(item) for item in self.ledger.on[card.id]]
+            parts += [self.holder(item) for item in self.ledger.on[card.id]]
             if card.foreign_mib:
                 parts.append(f"{gib(card.foreign_mib)} GiB used by others")
             if self.ledger.started[card.id]:
@@ -89,7 +89,7 @@ class Words:
         """The devices that it may use."""
         return [card for card in self.ledger.cards.values() if card.pool == need.pool]
 
-    def _holder(self, item: Instance) -> str:
+    def holder(self, item: Instance) -> str:
         """Who holds room, and whether it could go: evictable, busy, pinned, or on its way."""
         what = f"{item.model} {gib(item.reserved_mib)} GiB"
         if item.state is not InstanceState.READY:

@@ -40,7 +40,6 @@ from tidegate_lifecycle.world import (
     Policy,
     Start,
     Wait,
-    WaitReason,
     World,
 )
 
@@ -260,7 +259,7 @@ class Fleet:
                 hub=command.hub,
             )
 
-        self.events.add(now, "starting", model.name, instance.id, f"on {', '.join(action.devices)}")
+        self.events.add(now, "starting", model.name, instance.id, action.reason)
         demand = self.link.demand.get(model.name)
         attributes = {"model": model.name, "instance": instance.id, "devices": ",".join(action.devices)}
         parent = demand.trace_parent if demand is not None else ""
@@ -329,7 +328,7 @@ class Fleet:
         world = self.world()
         trial = plan(World(**{**vars(world), "ordered": world.ordered | {name}}), now)
         wait = trial.waits.get(name)
-        if wait is None or wait.reason not in (WaitReason.NEVER_FITS, WaitReason.NO_CAPACITY):
+        if wait is None or not wait.refuses:
             return None
         return refused(f"REASON_{wait.reason.name}", wait.text)
 

@@ -89,7 +89,7 @@ def _fits(need: Need, card: Card, count: int) -> bool:
 
 
 class _Standing:
-    """What is on one card, for a model without an intent of its own: reckoned once until something changes."""
+    """What is on one card, for a model without an intent of its own: reckoned anew after a change."""
 
     __slots__ = ("free", "gated", "movable", "room", "unused", "unused_room", "used")
 
@@ -150,7 +150,7 @@ class Places:
         """The cards on which the least harm makes room. It has no intent.
 
         1. Where idle ones suffice, nobody else is asked to go.
-        2. Else busy ones too, which may go for tickets that wait `since` then (None = for nobody): the fewest.
+        2. Else busy ones too, the fewest, for tickets that wait `since` then (None = for nobody).
         3. Then by who has to go (`Victims`): the costliest of a card's victims is compared; then what their
            next loads would cost in all; then fewer victims; then the card on which less stays free.
         """

@@ -1,14 +1,15 @@
 """What to start, drain and stop: `plan(world, now) → Plan`. Pure: the same world gives the same plan.
 
-The reconciler carries the actions out and passes the intents in again with the next world. A dry run is
-the same call on a world in which the model was ordered (`explain`).
+The reconciler carries the actions out and passes the intents in again with the next world. Where a server
+could go is looked for in `placing.py`, who may be made to go for it is judged in `victims.py`, how long that
+takes in `bounds.py`; `describing.py` has the words. A dry run is a plan for a world in which the model was
+ordered (`explaining.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 
 from tidegate_lifecycle.bounds import bound
 from tidegate_lifecycle.budget import Intent, Ledger
@@ -48,25 +49,6 @@ def plan(world: World, now: float) -> Plan:
     return _Planner(world, now).run()
 
 
-@dataclass(frozen=True)
-class Explained:
-    """What would be done if a model were ordered now, and why."""
-
-    plan: Plan
-    needs: str
-    """What it needs, and from where that is known."""
-    devices: tuple[str, ...]
-    """Of each device of its pool: what is free, who has the rest, and who of them could go."""
-
-
-def explain(world: World, model: str, now: float) -> Explained:
-    """The dry run."""
-    trial = dataclasses.replace(world, ordered=world.ordered | {model})
-    need = world.need(world.catalog[model])
-    words = Words(Places(Ledger(world.cards, world.instances), Victims(world, now)))
-    return Explained(plan(trial, now), words.needs(need), words.lines(need))
-
-
 class _Planner:
     def __init__(self, world: World, now: float) -> None:
         self.world, self.now = world, now
@@ -97,9 +79,9 @@ class _Planner:
             self._end_idle(item)
         for model in self.world.catalog.values() if self.world.settled else ():  # 5
             self._end_surplus(model)
-        for model, need in self.needs.items():
+        for name, need in self.needs.items():
             if not self.places.groups(need):  # said before anybody asks: refused at once
-                self.waits[model] = WaitReason.NEVER_FITS, None
+                self.waits[name] = WaitReason.NEVER_FITS, None
         self._return_the_spared()  # 6
         intents = tuple(self.ledger.intents.values())
         return Plan(tuple(self.actions), intents, self._said(), self.wake_at)

@@ -104,7 +104,7 @@ def view(
             "message": circuit.message,
             "retry_at": circuit.retry_at,
         }
-    elif wait is not None and wait.reason in (WaitReason.NEVER_FITS, WaitReason.NO_CAPACITY):  # 3
+    elif wait is not None and wait.refuses:  # 3
         never = wait.reason is WaitReason.NEVER_FITS
         changed = {
             "reason": pb.REASON_NEVER_FITS if never else pb.REASON_NO_CAPACITY,

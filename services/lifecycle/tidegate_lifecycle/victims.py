@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tidegate_lifecycle.instance import Instance, InstanceState
 from tidegate_lifecycle.world import Demand, World
 
-AGE_STEP = 60.0
+AGE_STEP = 10.0
 """Seconds without use up to which idle ones count as equally long unused; each further step is twice as
 long."""
 RELOAD_RATE = 1024.0
@@ -42,7 +42,7 @@ class Victims:
 
     Idle ones go first, busy ones (that is, drained while they are in use) only where those don't make room:
     1. A second server of a model before anybody's only one.
-    2. The longer unused before the shorter, in steps: up to 1 min, 3 min, 7 min, 15 min and so on.
+    2. The longer unused before the shorter, in steps: up to 10 s, 30 s, 70 s, 150 s and so on.
     3. Within a step what will be missed less: its model's arrivals a second × the seconds of its next load;
        then what loads sooner, then what was used earlier.
     Busy ones go by the time when they may be told to drain, then as above. `always_on` and pinned ones never.
@@ -141,7 +141,7 @@ class Victims:
             size = item.reserved_mib * len(item.devices)
             reload = self.world.load_times.get(item.model) or size / RELOAD_RATE
             missed = self.demand(item.model).arrival_rate * reload
-            step = math.floor(math.log2(1.0 + max(0.0, self.now - item.last_used) / AGE_STEP))
+            step = float(math.floor(math.log2(1.0 + max(0.0, self.now - item.last_used) / AGE_STEP)))
             known = not self.surplus(item), -step, (missed, reload, item.last_used, item.id)
             self._details[item.id] = known
         only, step, detail = known

@@ -143,6 +143,11 @@ class Wait:
     ready_in: float | None = None
     """The bound of its turn in seconds; None = unknown."""
 
+    @property
+    def refuses(self) -> bool:
+        """Nobody needs to wait for it: it can't be had as things are."""
+        return self.reason in (WaitReason.NEVER_FITS, WaitReason.NO_CAPACITY)
+
 
 @dataclass(frozen=True)
 class Plan:
