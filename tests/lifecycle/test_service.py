@@ -107,8 +107,8 @@ async def test_missing_program(make: Make) -> None:
 
 
 async def test_eviction_of_an_idle_model(make: Make) -> None:
-    """Of two that were used a moment ago the one that is asked for less makes room, through DRAINING, and only
-    when admission has seen that."""
+    """Of two that were used a moment ago the one that is asked for less makes room, through DRAINING, and
+    only when admission has seen that."""
     service = make({"a": model("12GiB"), "b": model("12GiB"), "c": model("12GiB")})
     await service.start()
     async with Admission(service).connected() as admission:

@@ -8,16 +8,24 @@ from collections.abc import Iterable
 from tidegate_lifecycle.budget import Intent
 from tidegate_lifecycle.instance import Instance, InstanceState
 from tidegate_lifecycle.victims import Victims
-from tidegate_lifecycle.world import STOP_TIME, World
+from tidegate_lifecycle.world import STOP_TIME, Start, World
+
+
+_LEAVING = (InstanceState.DRAINING, InstanceState.STOPPING)
 
 
 def bound(
-    world: World, victims: Victims, intent: Intent, begins: float, ahead: Iterable[float | None]
+    world: World,
+    victims: Victims,
+    intent: Intent,
+    begins: float,
+    ahead: Iterable[float | None],
+    starts: Iterable[Start],
 ) -> float | None:
     """Seconds until the intent's model serves at the latest; None = unknown.
 
     The bounds `ahead` of it on its cards, the time until its victims are told (they are at `begins`), a start
-    in progress there, drain, stop and load.
+    in progress there or ordered by this plan (`starts`), the drain and the stop of its victims and of whoever leaves there anyway, and its load.
     """
     load, now = world.load_times.get(intent.model), victims.now
     if load is None or math.isinf(begins):
@@ -25,12 +33,15 @@ def bound(
     cards = set(intent.devices)
     there = [item for item in world.instances if not cards.isdisjoint(item.devices)]
     starting = [_load_left(world, item, now) for item in there if item.state is InstanceState.STARTING]
-    drains = [_drain_left(victims, item) for item in world.instances if item.id in intent.victims]
+    starting += [world.load_times.get(one.model) for one in starts if not cards.isdisjoint(one.devices)]
+    going = [item for item in world.instances if item.id in intent.victims]
+    going += [item for item in there if item.state in _LEAVING and item.id not in intent.victims]
+    drains = [_drain_left(victims, item) for item in going]
     before, loading, drain = _longest(ahead), _longest(starting), _longest(drains)
     if before is None or loading is None or drain is None:
         return None
     wait = max(0.0, begins - now) + loading + drain
-    return before + wait + (STOP_TIME if intent.victims else 0.0) + load
+    return before + wait + (STOP_TIME if going else 0.0) + load
 
 
 def _drain_left(victims: Victims, victim: Instance) -> float | None:

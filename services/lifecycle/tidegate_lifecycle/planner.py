@@ -284,7 +284,9 @@ class _Planner:
             and other.model != intent.model
             and not set(other.devices).isdisjoint(intent.devices)
         ]
-        self.waits[intent.model] = reason, bound(self.world, self.victims, intent, begins, ahead)
+        starts = [action for action in self.actions if isinstance(action, Start)]
+        left = bound(self.world, self.victims, intent, begins, ahead, starts)
+        self.waits[intent.model] = reason, left
 
     # -- 4 and 5 -----------------------------------------------------------------------------------
 
