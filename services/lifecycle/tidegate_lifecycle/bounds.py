@@ -56,7 +56,7 @@ def _drain_left(victims: Victims, victim: Instance) -> float | None:
 
 def _load_left(world: World, item: Instance, now: float) -> float | None:
     """Seconds that a start should still take; None = unknown, as when it takes longer than usual."""
-    left = world.load_times.get(item.model, 0.0) - (now - item.ordered_at)
+    left = world.load_times.get(item.model, 0.0) - (now - item.loads_since)
     return left if left > 0.0 else None
 
 

@@ -123,7 +123,7 @@ class _Planner:
         circuit = self.world.circuits.get(model)
         if circuit is not None:
             self.wake(circuit.retry_at)
-        return circuit is not None and circuit.retry_at > self.now
+        return circuit is not None and circuit.is_open(self.now)
 
     # -- 1, 2 and 6: what is under way -------------------------------------------------------------
 
