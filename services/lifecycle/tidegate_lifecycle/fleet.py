@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import re
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +105,8 @@ class Fleet:
         """The first reconcile is done."""
         self.tools: Tools
         """Set by the reconciler before anything is started."""
+        self._measured: dict[tuple[str, InstanceState], int] = {}
+        """What the metrics say: instances by model and state."""
         self._spans: dict[str, Span] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -188,11 +192,11 @@ class Fleet:
 
     def measure(self) -> None:
         metrics.ADMISSION_CONNECTED.set(1 if self.link.connected else 0)
-        for model in self.catalog.models:
-            for state in InstanceState:
-                if state is not InstanceState.GONE:
-                    number = sum(i.model == model and i.state is state for i in self.instances.values())
-                    metrics.INSTANCES.labels(model, state.name.lower()).set(number)
+        counts = Counter((item.model, item.state) for item in self.instances.values())
+        for key in itertools.product(self.catalog.models, InstanceState):
+            if key[1] is not InstanceState.GONE and self._measured.get(key) != counts[key]:
+                self._measured[key] = counts[key]
+                metrics.INSTANCES.labels(key[0], key[1].name.lower()).set(counts[key])
         cards = self.cards()
         ledger = Ledger(cards, self.instances.values())
         for card in cards:
