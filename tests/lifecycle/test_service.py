@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -412,6 +413,47 @@ async def test_orders(make: Make) -> None:
             assert [list(part.lines) async for part in tail] == [[]]
         finally:
             tail.cancel()
+
+
+async def test_placements_and_refusals_are_explained_in_numbers_before_and_after(make: Make) -> None:
+    """The dry run says what would be done and who could go; the events say the same of what was done."""
+    service = make({"a": model("20GiB"), "b": model("16GiB"), "kept": model("14GiB"), "huge": model("30GiB")})
+    await service.start()
+    async with Admission(service).connected() as admission, service.stub() as stub:
+        admission.say(a=1)
+        a = await admission.ready("a")
+
+        async def asked(name: str) -> pb.PlanPlacementResponse:
+            return await stub.PlanPlacement(pb.PlanPlacementRequest(model=name), timeout=5)
+
+        def plain(text: str) -> str:
+            return re.sub(r"idle \d+ \w+", "idle", text)
+
+        told = await asked("b")
+        holder = "evictable: a 20 GiB, idle"
+        assert list(map(plain, told.devices)) == [f"gpu0 has 4 free of 24 GiB; {holder}"]
+        assert list(map(plain, told.actions)) == [f"drain and stop {a.instance_id} on gpu0 ({holder})"]
+        assert told.problem == "needs 16 GiB (declared); others must go first"
+        assert (await asked("huge")).problem == (
+            "it can never fit: needs 30 GiB (declared); of the devices may be used: gpu0 24"
+        )
+        await stub.PinModel(pb.PinModelRequest(model="a", pinned=True), timeout=5)
+        told = await asked("b")
+        assert not told.actions
+        assert "no room, and what holds it can't be made to go" in told.problem
+        assert "pinned: a 20 GiB" in told.devices[0]
+        admission.say(b=1)
+        refused = await admission.until(lambda: (m := admission.models["b"]).reason and m)
+        said = plain(f"needs 16 GiB (declared); {told.devices[0]}")
+        assert plain(refused.message) == f"there is no room: {said}"
+        await stub.PinModel(pb.PinModelRequest(model="a", pinned=False), timeout=5)
+        await admission.ready("b")
+        call = stub.WatchEvents(pb.WatchEventsRequest(last=100, until_now=True), timeout=5)
+        events = [(one.event.kind, one.event.model, plain(one.event.message)) async for one in call]
+    assert ("starting", "a", "on gpu0 (4 GiB stay free); needs 20 GiB (declared)") in events
+    assert ("no_capacity", "b", said) in events
+    assert ("draining", "a", "makes room for b, which needs 16 GiB (declared)") in events
+    assert ("starting", "b", "on gpu0 (8 GiB stay free); needs 16 GiB (declared)") in events
 
 
 async def test_always_on(make: Make) -> None:
