@@ -73,7 +73,7 @@ def run(seconds: float) -> None:
     ):
         turns, plain = _measure(ask, TURN, seconds), _measure(ask, 0.0, seconds)
         best, bound = least(turns.load), TURN + 2 * (SERVICE + STOP + turns.load)
-        table.row(words, "optimum", len(MODELS), f"{best:.1f} s")
+        table.row(words, "optimum: each once", len(MODELS), f"{best:.1f} s")
         table.row(
             words,
             f"turns of {TURN:g} s",

@@ -24,8 +24,9 @@ def bound(
 ) -> float | None:
     """Seconds until the intent's model serves at the latest; None = unknown.
 
-    The bounds `ahead` of it on its cards, the time until its victims are told (they are at `begins`), a start
-    in progress there or ordered by this plan (`starts`), the drain and the stop of its victims and of whoever leaves there anyway, and its load.
+    It is the sum of: the longest of the bounds `ahead` of it on its cards; the time until its victims are told,
+    at `begins`; a start in progress there, or ordered by this plan (`starts`); the drain and the stop of its
+    victims and of those that leave there anyway; its load.
     """
     load, now = world.load_times.get(intent.model), victims.now
     if load is None or math.isinf(begins):

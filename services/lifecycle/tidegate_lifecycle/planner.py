@@ -88,17 +88,11 @@ class _Planner:
 
     def _said(self) -> dict[str, Wait]:
         """The waits in words: what there was when all was decided."""
-        words = Words(self.places)
-        return {
-            model: Wait(
-                reason,
-                words.too_large(self.needs[model])
-                if reason is WaitReason.NEVER_FITS
-                else words.no_room(self.needs[model]),
-                ready_in,
-            )
-            for model, (reason, ready_in) in self.waits.items()
-        }
+        words, said = Words(self.places), {}
+        for model, (reason, ready_in) in self.waits.items():
+            never, need = reason is WaitReason.NEVER_FITS, self.needs[model]
+            said[model] = Wait(reason, words.too_large(need) if never else words.no_room(need), ready_in)
+        return said
 
     # -- what is known -----------------------------------------------------------------------------
 
