@@ -1,4 +1,4 @@
-"""Processor time of one plan: 100 models on 64 cards, as the service makes one after each message that it gets.
+"""Processor time of one plan: 100 models on 64 cards; the service makes one after each message that it gets.
 
 The planner alone; worlds are drawn at random from a fixed seed and each is planned many times.
 """

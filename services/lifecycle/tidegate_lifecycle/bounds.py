@@ -10,7 +10,6 @@ from tidegate_lifecycle.instance import Instance, InstanceState
 from tidegate_lifecycle.victims import Victims
 from tidegate_lifecycle.world import STOP_TIME, Start, World
 
-
 _LEAVING = (InstanceState.DRAINING, InstanceState.STOPPING)
 
 
@@ -24,9 +23,9 @@ def bound(
 ) -> float | None:
     """Seconds until the intent's model serves at the latest; None = unknown.
 
-    It is the sum of: the longest of the bounds `ahead` of it on its cards; the time until its victims are told,
-    at `begins`; a start in progress there, or ordered by this plan (`starts`); the drain and the stop of its
-    victims and of those that leave there anyway; its load.
+    It is the sum of: the longest of the bounds `ahead` of it on its cards; the time until its victims are
+    told, at `begins`; a start in progress there, or ordered by this plan (`starts`); the drain and the stop
+    of its victims and of those that leave there anyway, or memory that settles; its load.
     """
     load, now = world.load_times.get(intent.model), victims.now
     if load is None or math.isinf(begins):
@@ -38,11 +37,12 @@ def bound(
     going = [item for item in world.instances if item.id in intent.victims]
     going += [item for item in there if item.state in _LEAVING and item.id not in intent.victims]
     drains = [_drain_left(victims, item) for item in going]
+    settling = any(card.settling_mib for card in world.cards if card.id in cards)
     before, loading, drain = _longest(ahead), _longest(starting), _longest(drains)
     if before is None or loading is None or drain is None:
         return None
     wait = max(0.0, begins - now) + loading + drain
-    return before + wait + (STOP_TIME if going else 0.0) + load
+    return before + wait + (STOP_TIME if going or settling else 0.0) + load
 
 
 def _drain_left(victims: Victims, victim: Instance) -> float | None:

@@ -69,10 +69,13 @@ class Words:
     def line(self, card: Card) -> str:
         """One device: "gpu0 has 21 free of 44 GiB; evictable: b 18 GiB, idle 4 min; pinned: c 10 GiB"."""
         if card.id not in self._lines:
-            parts = [f"{card.id} has {gib(self.free(card))} free of {gib(card.budget_mib)} GiB"]
+            free = f"has {gib(self.free(card))} free of {gib(card.budget_mib)} GiB"
+            parts = [f"{card.id} {card.closed or free}"]
             parts += [self.holder(item) for item in self.ledger.on[card.id]]
             if card.foreign_mib:
                 parts.append(f"{gib(card.foreign_mib)} GiB used by others")
+            if card.settling_mib:
+                parts.append(f"{gib(card.settling_mib)} GiB about to be free")
             if self.ledger.started[card.id]:
                 parts.append(f"{gib(self.ledger.started[card.id])} GiB are just given to another one")
             parts += [
@@ -83,7 +86,7 @@ class Words:
 
     def free(self, card: Card) -> int:
         """MiB that nobody holds there."""
-        return max(0, card.usable_mib - self.ledger.reserved(card.id))
+        return max(0, card.usable_mib - card.settling_mib - self.ledger.reserved(card.id))
 
     def pool(self, need: Need) -> list[Card]:
         """The devices that it may use."""

@@ -219,11 +219,12 @@ class Places:
 
 
 def _sites(need: Need, group: Group) -> Iterator[tuple[Card, int]]:
-    """Every card of the group, and MiB that it needs there."""
+    """Every card of the group on which something may be placed, and MiB that it needs there."""
     first = group.cards[0]
     unknown, mib = need.source(first, group.count) is Source.UNKNOWN, need.on(first, group.count)
     for card in group.cards:
-        yield card, need.on(card, group.count) if unknown else mib
+        if not card.closed:
+            yield card, need.on(card, group.count) if unknown else mib
 
 
 def _fewest(ranked: Sequence[Candidate], lacking: int) -> tuple[Candidate, ...] | None:

@@ -42,7 +42,8 @@ def plan(world: World, now: float) -> Plan:
     3. Models without a server, in turn: begun intents, `always_on`, the oldest ticket, orders, interest.
        Each is started, or gets room made, or waits with a reason (`_place`).
     4. One more instance for tickets that wait beside busy ones, in free memory only.
-    5. Idle and unloaded ones begin to drain, and the youngest of a model that has more than its `instances`.
+    5. Idle and unloaded ones begin to drain, those on a device that an operator has taken back, and the
+       youngest of a model that has more than its `instances`.
     6. Victims whose beneficiary found room elsewhere in this very plan return.
     While admission is away or unsettled, the stops of 2, the evictions of 3, and 5 are left out.
     """
@@ -76,7 +77,8 @@ class _Planner:
         for model in self.world.catalog.values():  # 4
             self._scale_out(model)
         for item in self.world.instances if self.world.settled else ():  # 5
-            self._end_idle(item)
+            if not self._clear_device(item):
+                self._end_idle(item)
         for model in self.world.catalog.values() if self.world.settled else ():  # 5
             self._end_surplus(model)
         for name, need in self.needs.items():
@@ -146,7 +148,8 @@ class _Planner:
         wanted_again = demand.waiting > 0 or demand.interest_until > self.now
         kept = self.victims.keeps_room(item) and drain.cause in (DrainCause.IDLE, DrainCause.EVICTION)
         used = drain.cause is DrainCause.IDLE and (wanted_again or item.leases > 0)
-        if self._spared(item) or kept or used:
+        obsolete = self._spared(item) or kept or used or drain.cause is DrainCause.DEVICE
+        if obsolete and not self._taken(item):
             self.actions.append(Undrain(item.id))
             self.returned.add(item.model)
             return
@@ -164,7 +167,8 @@ class _Planner:
     def _return_the_spared(self) -> None:
         told = {action.instance_id for action in self.actions if isinstance(action, Undrain | Stop)}
         for item in self.world.instances:
-            if item.state is InstanceState.DRAINING and item.id not in told and self._spared(item):
+            draining = item.state is InstanceState.DRAINING and not self._taken(item)
+            if draining and item.id not in told and self._spared(item):
                 self.actions.append(Undrain(item.id))
 
     # -- 3: models without a server ----------------------------------------------------------------
@@ -219,11 +223,16 @@ class _Planner:
             self._make_room(model, need)
 
     def _underway(self, model: Model) -> bool:
-        """Its begun intent makes enough room; one that won't (others took memory meanwhile) is dropped."""
+        """Its begun intent makes enough room; one that won't (others took memory meanwhile) is dropped.
+
+        Its victims may all have gone, and their memory not have been seen free yet.
+        """
         intent = self.ledger.intents.get(model.name)
         if intent is None:
             return False
-        if intent.victims and self.ledger.suffices(intent):
+        cards = [self.ledger.cards[card] for card in intent.devices]
+        settling, closed = any(card.settling_mib for card in cards), any(card.closed for card in cards)
+        if (intent.victims or settling) and not closed and self.ledger.suffices(intent):
             return True
         self.ledger.drop(model.name)
         return False
@@ -298,6 +307,20 @@ class _Planner:
         gated = chosen is not None and any(self.ledger.gated(card) for card in chosen.devices)
         if due <= self.now and chosen is not None and not gated:
             self._order(model, chosen)
+
+    def _taken(self, item: Instance) -> list[str]:
+        """Its devices that an operator has taken back."""
+        return [
+            card for card in item.devices if card in self.ledger.cards and self.ledger.cards[card].draining
+        ]
+
+    def _clear_device(self, item: Instance) -> bool:
+        """Begins its drain when its device was taken back; an operator says so, `always_on` or not."""
+        taken = self._taken(item) if item.state is InstanceState.READY else []
+        if taken:
+            reason = f"{', '.join(taken)} was taken back by an operator"
+            self.actions.append(StartDrain(item.id, DrainCause.DEVICE, reason))
+        return bool(taken)
 
     def _end_idle(self, item: Instance) -> None:
         model = self.world.catalog.get(item.model)

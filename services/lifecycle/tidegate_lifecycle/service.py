@@ -18,6 +18,7 @@ from tidegate_lifecycle import messages, status, supply
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.events import Event
 from tidegate_lifecycle.explaining import explain
+from tidegate_lifecycle.footprints.rpc import FootprintsServicer
 from tidegate_lifecycle.link import Stream
 from tidegate_lifecycle.reconciler import Reconciler
 from tidegate_lifecycle.runtimes.base import Runtime
@@ -29,7 +30,7 @@ TICK = 0.1
 Context = aio.ServicerContext[Any, Any]
 
 
-class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
+class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceServicer):
     """Reads the reconciler's state, posts messages to it, and changes nothing itself."""
 
     def __init__(self, reconciler: Reconciler, runtime: Runtime) -> None:
@@ -137,6 +138,16 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         model = self._model(request.model)
         await self._order("pin" if request.pinned else "unpin", model)
         return pb.PinModelResponse(model=model.name, pinned=request.pinned or model.always_on)
+
+    async def DrainDevice(self, request: pb.DrainDeviceRequest, context: Context) -> pb.DrainDeviceResponse:  # noqa: N802
+        """Takes a device back, or gives it back; NOT_FOUND names those that there are."""
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.post(messages.DeviceOrder(request.device_id, request.drain, done))
+        async with asyncio.timeout(10):
+            device = await done
+        there = [item for item in self.fleet.instances.values() if device in item.devices]
+        leases = sum(item.leases for item in there)
+        return pb.DrainDeviceResponse(device_id=device, instances=len(there), leases=leases)
 
     async def PlanPlacement(  # noqa: N802
         self, request: pb.PlanPlacementRequest, context: Context

@@ -24,6 +24,8 @@ from tidegate_lifecycle.catalog import Catalog, DeviceSpec, Model
 from tidegate_lifecycle.docker_settings import IMAGE, VOLUME, DockerSettings
 from tidegate_lifecycle.engines import ENGINES
 from tidegate_lifecycle.engines.base import owned
+from tidegate_lifecycle.footprints.settings import FootprintSettings
+from tidegate_lifecycle.hub.source import is_gguf, parse
 from tidegate_lifecycle.kinds import MIB, Identifier, JsonObject, ListOf, Mapped, Maybe, Vram, VramKind
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}"
@@ -36,7 +38,9 @@ class DeviceSettings(Settings):
     """One entry of `lifecycle.devices`."""
 
     id: Annotated[str, Identifier()] = Field(
-        ..., description="Its name; without `memory`: the index or UUID of a card that nvidia-smi shows."
+        ...,
+        description="Its name. Without `memory`: the index or UUID of a card that nvidia-smi shows, or of a "
+        "MIG instance (0:1, MIG-...). With it: any; with a UUID servers are started on that card.",
     )
     memory: Annotated[int | None, Maybe(Size("1MiB", "10TiB"))] = Field(
         None, description="Total memory, declared; empty = read from the driver."
@@ -85,9 +89,13 @@ class LifecycleSettings(Settings):
     )
     hf_cache: Annotated[str, _TEXT] = Field(
         "~/.cache/huggingface",
-        description="The hub's cache, mounted into containers of engines vllm and llamacpp; empty = none.",
+        description="The hub's cache: models are downloaded into it, and containers of engines vllm and "
+        "llamacpp have it mounted; empty = none. Left out, processes use the environment's (HF_HOME).",
     )
     docker: DockerSettings = Field(DockerSettings(), description="The docker runtime.")
+    footprints: FootprintSettings = Field(
+        FootprintSettings(), description="How what servers really take is measured."
+    )
     metrics_listen: Annotated[str, Address(unix=False, optional=True)] = Field(
         "", description="Where /metrics is served, host:port; empty = nowhere."
     )
@@ -146,8 +154,12 @@ class ModelSettings(Settings):
         {}, description="Merged under the fields of each request."
     )
     source: Annotated[
-        str | None, Maybe(Text(r"[^\x00-\x20-][^\x00-\x1f]*", "a hub name, a folder or a file"))
-    ] = Field(None, description="Engines vllm and llamacpp: hub name, folder, GGUF file.")
+        str | None, Maybe(Text(r"[^\x00-\x20-][^\x00-\x1f]*", "a hub name, a folder, a file or a URL"))
+    ] = Field(
+        None,
+        description="Engines vllm and llamacpp: org/repo, a folder, or GGUF as a file, a URL, "
+        "org/repo/file.gguf, org/repo-GGUF or org/repo:QUANT.",
+    )
     executable: Annotated[str | None, Maybe(Text(r"[^\x00-\x1f]+", "a program's name or path"))] = Field(
         None, description="The program of engines vllm and llamacpp; empty = vllm, llama-server."
     )
@@ -173,7 +185,7 @@ class ModelSettings(Settings):
         "auto", description="Engine vllm: --dtype."
     )
     tokenizer: Annotated[str | None, Maybe(Text(r"[^\x00-\x20-][^\x00-\x1f]*", "a hub name or a folder"))] = (
-        Field(None, description="Engine vllm: --tokenizer.")
+        Field(None, description="Engine vllm: --tokenizer; with GGUF the repository of the original model.")
     )
     volumes: Annotated[tuple[str, ...], ListOf(VOLUME)] = Field(
         (), description="Docker runtime: folders or named volumes for its container, SOURCE:TARGET[:ro|rw]."
@@ -306,6 +318,7 @@ def _check_engine(path: str, name: str, entry: ModelSettings, found: list[Proble
         found.append(Problem(f"{path}.{required}", f"is required by the engine {entry.engine}"))
     if entry.engine == "command":
         _check_command(path, entry, found)
+    _check_gguf(path, entry, found)
     for argument in owned(ENGINES[entry.engine], entry.extra_args):
         text = f"{argument!r} is set by the service; use the model's own keys instead"
         found.append(Problem(f"{path}.extra_args", text))
@@ -322,6 +335,12 @@ def _check_engine(path: str, name: str, entry: ModelSettings, found: list[Proble
         found.append(
             Problem(f"{path}.vram", "is not given: the model gets a whole card of its pool", warning=True)
         )
+
+
+def _check_gguf(path: str, entry: ModelSettings, found: list[Problem]) -> None:
+    if entry.engine == "vllm" and entry.source and not entry.tokenizer and is_gguf(parse(entry.source)):
+        text = "is not given: vLLM then converts the GGUF file's own, which takes long and may be wrong"
+        found.append(Problem(f"{path}.tokenizer", text, warning=True))
 
 
 def _check_command(path: str, entry: ModelSettings, found: list[Problem]) -> None:

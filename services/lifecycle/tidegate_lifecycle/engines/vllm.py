@@ -48,7 +48,7 @@ class VllmEngine:
     def command(self, model: Model, placement: Placement) -> Command:
         """It serves the model's name, its aliases and its upstream name, so that no body is rewritten."""
         local = model.source.startswith("~") and not model.image
-        source = os.path.expanduser(model.source) if local else model.source
+        source = placement.files.model or (os.path.expanduser(model.source) if local else model.source)
         argv = [model.executable or "vllm", "serve", source]
         argv += ["--host", placement.host, "--port", str(placement.port)]
         argv += ["--served-model-name", *_names(model)]
@@ -60,9 +60,10 @@ class VllmEngine:
         if len(placement.devices) > 1:
             argv += ["--tensor-parallel-size", str(len(placement.devices))]
         argv += _options(model)
+        cache = {"HF_HUB_CACHE": placement.files.hub_cache} if placement.files.hub_cache else {}
         return Command(
             (*argv, *model.extra_args),
-            {**hub_environment(self._environ), **visible_devices(model, placement)},
+            {**hub_environment(self._environ), **cache, **visible_devices(model, placement)},
             hub=True,
         )
 
