@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +19,10 @@ def main() -> None:
     parser.add_argument("--exit", type=int, default=None, help="end at once with this status")
     parser.add_argument("--exit-until", type=Path, help="end with 3 while this file does not exist")
     parser.add_argument("--starts", type=Path, help="a line is added here at each start")
+    parser.add_argument("--last-words", help="say this and end with 1, as often as --failures tells")
+    parser.add_argument("--failures", type=int, default=sys.maxsize, help="starts that fail, by --starts")
+    parser.add_argument("--killed-after", type=float, help="seconds until it is killed, as by the kernel")
+    parser.add_argument("--stop-time", type=float, default=0.0, help="seconds from SIGTERM to its end")
     parser.add_argument("--metrics", type=Path, help="what /metrics answers, read each time")
     arguments = parser.parse_args()
     if arguments.starts:
@@ -24,6 +31,11 @@ def main() -> None:
     if arguments.exit is not None or (arguments.exit_until and not arguments.exit_until.exists()):
         sys.stderr.write("RuntimeError: the weights in /secret/models/w.bin are damaged\n")
         sys.exit(arguments.exit if arguments.exit is not None else 3)
+    if arguments.last_words and len(arguments.starts.read_text().splitlines()) <= arguments.failures:
+        sys.stderr.write(f"{arguments.last_words}\n")
+        sys.exit(1)
+    if arguments.killed_after is not None:
+        threading.Timer(arguments.killed_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
     ready_at = time.monotonic() + arguments.load
 
     class Handler(BaseHTTPRequestHandler):
@@ -39,7 +51,16 @@ def main() -> None:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
             pass
 
-    ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler).serve_forever()
+    server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
+
+    def end(*_: object) -> None:
+        """Closes its port, and takes its time to end."""
+        threading.Thread(target=server.shutdown).start()
+
+    signal.signal(signal.SIGTERM, end)
+    server.serve_forever(0.02)
+    server.server_close()
+    threading.Event().wait(arguments.stop_time)
 
 
 if __name__ == "__main__":

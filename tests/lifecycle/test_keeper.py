@@ -34,13 +34,14 @@ class FakeRuntime:
 
     def __init__(self) -> None:
         self.stopped: list[float] = []
+        self.lines = ["RuntimeError: no"]
         self.pulled, self.abandoned, self.server = asyncio.Event(), False, FakeServer()
 
     async def mark_ready(self, server: Any) -> None:
         return
 
     async def tail(self, model: str, lines: int) -> list[str]:
-        return ["RuntimeError: no"]
+        return self.lines
 
     async def stop(self, server: Any, grace: float) -> None:
         self.stopped.append(grace)
@@ -108,7 +109,7 @@ async def test_three_failed_checks_end_a_server() -> None:
     await life.next(Gone)
     await task
     assert life.probe.asked == 3
-    assert len(life.runtime.stopped) == 1
+    assert life.runtime.stopped == [module.HUNG_GRACE], "one that hangs isn't waited for as long"
 
 
 async def test_end_of_a_ready_server() -> None:
@@ -116,7 +117,7 @@ async def test_end_of_a_ready_server() -> None:
     life = Life(ok=True)
     task = life.begin(ready=True, deadline=0.0)
     life.server.ended.set()
-    assert (await life.next(Died)).text == "the server ended (signal 9)"
+    assert (await life.next(Died)).text.startswith("the server ended (signal 9: killed, by the kernel if")
     await life.next(Gone)
     await task
 
@@ -127,10 +128,33 @@ async def test_start_deadline() -> None:
     task = life.begin(ready=False, deadline=0.0)
     message = await life.next(StartEnded)
     assert message.kind == "deadline"
-    assert message.text == "the server wasn't ready within its start_timeout: RuntimeError: no"
+    assert message.text == "the server wasn't ready by its start deadline: RuntimeError: no"
     await life.next(Gone)
     await task
     assert life.runtime.stopped
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (
+            "AssertionError: Error in memory profiling. Initial free memory 21.5 GiB, current 21.9",
+            "neighbour",
+        ),
+        ("ValueError: No available memory for the cache blocks. Try increasing", "memory"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "memory"),
+        ("OSError: damaged file", "exited"),
+    ],
+)
+async def test_a_failed_start_is_told_by_its_kind(line: str, kind: str) -> None:
+    """What its last words say decides what follows: another try, more memory, or a back-off."""
+    life = Life(ok=False)
+    life.runtime.lines = ["INFO starts", line, "INFO ends"]
+    life.server.ended.set()
+    task = life.begin(ready=False, deadline=float("inf"))
+    assert (await life.next(StartEnded)).kind == kind
+    await life.next(Gone)
+    await task
 
 
 async def test_told_to_stop() -> None:
@@ -157,15 +181,15 @@ async def test_told_to_stop_while_its_image_is_pulled() -> None:
 
 
 async def test_what_goes_before_a_server_is_no_part_of_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A download of an hour leaves a server its whole start_timeout."""
+    """A download of an hour leaves a server its whole time; what is told as its launch agrees."""
     now = 1000.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
     life = Life(ok=False)
-    task = asyncio.create_task(life.keeper.start(lambda host, port: cast(StartSpec, None), 1060.0))
+    task = asyncio.create_task(life.keeper.start(lambda host, port: cast(StartSpec, None), 60.0))
     await asyncio.sleep(0)
     now += 3600.0
     life.runtime.pulled.set()
-    await life.next(Launched)
+    assert (await life.next(Launched)).at == now
     async with asyncio.timeout(5):
         while life.probe.asked < 3:  # noqa: ASYNC110 - the probe announces nothing
             await asyncio.sleep(0)

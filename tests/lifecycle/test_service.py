@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -17,24 +16,6 @@ from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 from tidegate_chassis.rpc import reason_of
 
 Make = Callable[..., Service]
-
-
-@pytest.fixture
-async def make(tmp_path: Path) -> AsyncIterator[Make]:
-    """Makes services; at the end of the test they and their model servers are gone."""
-    made: list[Service] = []
-
-    def create(models: dict[str, Any], **lifecycle: Any) -> Service:
-        made.append(Service(tmp_path, models, **lifecycle))
-        return made[-1]
-
-    yield create
-    killed = [service for service in made if service.process is not None and service.process.returncode != 0]
-    for service in killed:
-        await service.kill()
-    if killed:
-        status, said = await killed[-1].run("--sweep")
-        assert status == 0, said
 
 
 async def test_cold_start(make: Make) -> None:

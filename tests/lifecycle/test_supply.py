@@ -12,7 +12,7 @@ from tidegate_lifecycle.budget import Intent
 from tidegate_lifecycle.instance import DrainCause, Instance, InstanceState
 from tidegate_lifecycle.planner import plan
 from tidegate_lifecycle.supply import model_supply, view
-from tidegate_lifecycle.world import STOP_TIME, Policy, Wait, WaitReason
+from tidegate_lifecycle.world import STOP_TIME, Circuit, Policy, Wait, WaitReason
 
 LOADS = {"a": 30.0, "b": 20.0}
 POLICY = Policy(min_residency=30.0, max_swap_wait=60.0, drain_timeout=300.0)
@@ -35,13 +35,54 @@ def test_a_stopped_model_is_told_with_its_learned_load_time() -> None:
 
 def test_what_remains_of_a_start_runs_down_and_then_is_unknown() -> None:
     """A start that takes longer than those before isn't told as ready at once."""
-    starting = running("a", state=InstanceState.STARTING, ready_at=None, ordered_at=NOW - 10.0)
+    starting = loading(NOW - 10.0)
     said = told(30.0, NOW + 5.0, None, starting)
     assert (said.ready_in_ms, said.under_way) == (15_000, True)
     late = told(30.0, NOW + 20.0, None, starting)
     assert not late.HasField("ready_in_ms")
     assert late.start_deadline_ms > 0, "its start deadline bounds the wait"
     assert not told(None, NOW, None, starting).HasField("ready_in_ms")
+
+
+def loading(since: float) -> Instance:
+    """A server of `a` that loads since then, and may take a minute."""
+    keys: dict[str, Any] = {"launched_at": since, "patience": 60.0, "deadline_at": since + 60.0}
+    return running("a", state=InstanceState.STARTING, ready_at=None, ordered_at=since, **keys)
+
+
+def test_what_goes_before_the_launch_counts_for_nothing() -> None:
+    """While an image is pulled the start deadline moves on, in steps; at the launch it begins to run."""
+    item = loading(NOW)
+    item.launched_at = None
+    said = []
+    for second in range(0, 600, 5):
+        item.prepare(NOW + second)
+        assert NOW + second + 30.0 <= item.deadline_at <= NOW + second + 60.0
+        said.append(item.deadline_at)
+    assert len(set(said)) < 20, "each step is a report to admission"
+    item.launched_at, item.deadline_at = NOW + 600.0, NOW + 660.0
+    item.prepare(NOW + 659.0)
+    seen = model_supply(view(model("a"), (item,), None, None, "", 40.0, NOW + 620.0), NOW + 620.0)
+    assert (seen.start_deadline_ms, seen.ready_in_ms) == (40_000, 20_000)
+
+
+def test_a_circuit_is_told_in_each_of_its_states() -> None:
+    """In its back-off the model is refused with the reason; then it is wanted or tried again, and says so."""
+
+    def seen(circuit: Circuit, *instances: Instance) -> pb.ModelSupply:
+        return model_supply(view(model("a"), instances, None, circuit, "", 30.0, NOW), NOW)
+
+    failed = seen(Circuit(2, NOW + 3.0, "no such file"))
+    assert (failed.state, failed.reason) == (pb.MODEL_STATE_FAILED, pb.REASON_START_FAILED)
+    assert (failed.message, failed.retry_after_ms) == ("no such file", 3000)
+    half = Circuit(2, NOW, "no such file")
+    waits = seen(half)
+    assert (waits.state, waits.reason) == (pb.MODEL_STATE_FAILED, pb.REASON_UNSPECIFIED)
+    assert waits.message == "its last start failed, a request tries again: no such file"
+    tried = seen(half, loading(NOW - 10.0))
+    assert (tried.state, tried.reason) == (pb.MODEL_STATE_LOADING, pb.REASON_UNSPECIFIED)
+    assert tried.message == "its last start failed, one try is under way: no such file"
+    assert (tried.ready_in_ms, tried.start_deadline_ms) == (20_000, 50_000), "callers wait as for any load"
 
 
 def test_a_turn_is_told_by_its_bound_and_never_as_sooner() -> None:

@@ -7,6 +7,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tidegate_lifecycle import metrics
 from tidegate_lifecycle.adoption import Found
 from tidegate_lifecycle.budget import Card, Intent, Ledger
 from tidegate_lifecycle.catalog import Catalog, Model
+from tidegate_lifecycle.circuits import Circuits
 from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.engines import ENGINES
 from tidegate_lifecycle.engines.base import Placement
@@ -34,10 +36,10 @@ from tidegate_lifecycle.link import Link
 from tidegate_lifecycle.needs import Estimate, Need, need_of
 from tidegate_lifecycle.planner import plan
 from tidegate_lifecycle.runtimes.base import StartSpec
+from tidegate_lifecycle.start_deadline import start_deadline
 from tidegate_lifecycle.store import Store
 from tidegate_lifecycle.supply import ModelView, view
 from tidegate_lifecycle.world import (
-    Circuit,
     Policy,
     Start,
     Wait,
@@ -47,8 +49,8 @@ from tidegate_lifecycle.world import (
 
 log = structlog.get_logger("tidegate.reconciler")
 
-BACK_OFF = (1.0, 60.0)
-"""Seconds: after the first failed start, and at most."""
+EXTERNAL_PATIENCE = 5.0
+"""Seconds that tickets wait for the first health check of an external server."""
 SHUTDOWN_GRACE = 3.0
 """Seconds from SIGTERM to SIGKILL when the service stops."""
 
@@ -83,9 +85,7 @@ class Fleet:
         self.events = Events()
         self.instances: dict[str, Instance] = {}
         self.keepers: dict[str, Keeper | ExternalKeeper] = {}
-        self.circuits: dict[str, Circuit] = {}
-        self.crashes: dict[str, int] = {}
-        """Servers of a model that died soon after they were ready, one after the other."""
+        self.circuits = Circuits()
         self.unhealthy: dict[str, str] = {}
         self.intents: tuple[Intent, ...] = ()
         self.waits: dict[str, Wait] = {}
@@ -113,7 +113,7 @@ class Fleet:
             cards=self.cards(),
             instances=tuple(self.instances.values()),
             demand=self.link.demand,
-            circuits=self.circuits,
+            circuits=self.circuits.known,
             needs={name: self.need(model) for name, model in self.catalog.models.items()},
             load_times=self.load_times,
             intents=self.intents,
@@ -149,7 +149,7 @@ class Fleet:
                 model,
                 of.get(name, ()),
                 self.waits.get(name),
-                self.circuits.get(name),
+                self.circuits.known.get(name),
                 self.unhealthy.get(name, ""),
                 self.load_times.get(name),
                 now,
@@ -224,6 +224,7 @@ class Fleet:
             since=now,
             last_used=now,
         )
+        self._bound(instance, model)
         self.instances[instance.id] = instance
         keeper = Keeper(instance.id, model, engine, self.tools)
         self.keepers[instance.id] = keeper
@@ -254,7 +255,18 @@ class Fleet:
         attributes = {"model": model.name, "instance": instance.id, "devices": ",".join(action.devices)}
         parent = demand.trace_parent if demand is not None else ""
         self._spans[instance.id] = telemetry.start_span("lifecycle.load", parent, attributes=attributes)
-        self.spawn(keeper.start(spec, now + model.start_timeout))
+        self.spawn(keeper.start(spec, instance.patience))
+
+    def _bound(self, instance: Instance, model: Model) -> None:
+        """Its start deadline, by what is known of its model now."""
+        circuit = self.circuits.known.get(model.name)
+        instance.patience = start_deadline(
+            model.start_timeout,
+            instance.reserved_mib * len(instance.devices),
+            self.load_times.get(model.name),
+            circuit.missed if circuit is not None else 0,
+        )
+        instance.deadline_at = instance.loads_since + instance.patience
 
     def end_span(self, instance_id: str, failed: str = "") -> None:
         span = self._spans.pop(instance_id, None)
@@ -267,6 +279,7 @@ class Fleet:
         address = url.rstrip("/")
         instance = Instance(self._new_id(model.name), model.name, (), 0, now, since=now, last_used=now)
         instance.address = address
+        instance.launched_at, instance.deadline_at = now, now + EXTERNAL_PATIENCE
         self.instances[instance.id] = instance
         keeper = ExternalKeeper(instance.id, model, ENGINES[model.engine], address, self.tools)
         self.keepers[instance.id] = keeper
@@ -291,8 +304,9 @@ class Fleet:
         model = self.catalog.models.get(server.model) or Model(server.model)
         keeper = Keeper(instance.id, model, ENGINES[model.engine], self.tools)
         self.keepers[instance.id] = keeper
-        deadline = instance.ordered_at + model.start_timeout
-        self.spawn(keeper.adopt(server, item.ready, deadline))
+        instance.launched_at = instance.ordered_at
+        self._bound(instance, model)
+        self.spawn(keeper.adopt(server, item.ready, instance.deadline_at))
         if item.unwanted:
             self.stop(instance, now, item.unwanted)
             return
@@ -301,23 +315,15 @@ class Fleet:
         metrics.ADOPTED.labels(instance.model).inc()
         self.events.add(now, "adopted", instance.model, instance.id, f"process {server.pid}")
 
-    def back_off(self, model: str, text: str, now: float) -> None:
-        before = self.circuits.get(model)
-        failures = (before.failures if before else 0) + 1
-        delay = min(BACK_OFF[1], BACK_OFF[0] * 2 ** min(failures - 1, 10))
-        self.circuits[model] = Circuit(failures, now + delay, text)
-        self.ordered.discard(model)
-
     def count(self, model: str, what: str) -> None:
         counts = self.counts.setdefault(model, {})
         counts[what] = counts.get(what, 0) + 1
 
     def load_error(self, name: str, now: float) -> Refused | None:
-        circuit = self.circuits.get(name)
-        if circuit is not None and circuit.retry_at > now:
-            return refused("REASON_START_FAILED", circuit.message, circuit.retry_at - now)
+        """Why an order to load it can't be carried out; a back-off is no reason, the order ends it."""
         world = self.world()
-        trial = plan(World(**{**vars(world), "ordered": world.ordered | {name}}), now)
+        circuits = {model: circuit for model, circuit in world.circuits.items() if model != name}
+        trial = plan(replace(world, ordered=world.ordered | {name}, circuits=circuits), now)
         wait = trial.waits.get(name)
         if wait is None or wait.reason not in (WaitReason.NEVER_FITS, WaitReason.NO_CAPACITY):
             return None

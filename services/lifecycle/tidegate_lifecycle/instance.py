@@ -86,6 +86,12 @@ class Instance:
     state: InstanceState = InstanceState.STARTING
     since: float = 0.0
     """When it came into its state."""
+    patience: float = math.inf
+    """Seconds that it may take from its launch until it is ready."""
+    launched_at: float | None = None
+    """When its server was launched, and began to load; None = what goes before that is under way."""
+    deadline_at: float = math.inf
+    """When it must be ready; it moves on until it is launched."""
     ready_at: float | None = None
     """When it last became ready after a start or a waking; a drain that was taken back doesn't count."""
     last_used: float = 0.0
@@ -123,6 +129,13 @@ class Instance:
             self.drain = None
         self.state, self.since, self.reason = state, now, reason
 
+    def prepare(self, now: float) -> None:
+        """What goes before its launch (an image is pulled) doesn't count: its deadline moves on meanwhile, in
+        steps, since each of them is news."""
+        waits = self.state is InstanceState.STARTING and self.launched_at is None
+        if waits and self.deadline_at - now < self.patience / 2:
+            self.deadline_at = now + self.patience
+
     def start_drain(self, drain: Drain, reason: str) -> None:
         """READY → DRAINING with its cause and deadline."""
         self.to(InstanceState.DRAINING, drain.since, reason)
@@ -132,6 +145,11 @@ class Instance:
     def exists(self) -> bool:
         """It holds its room: everything until GONE."""
         return self.state is not InstanceState.GONE
+
+    @property
+    def loads_since(self) -> float:
+        """When it began to load; before its launch, when it was ordered."""
+        return self.ordered_at if self.launched_at is None else self.launched_at
 
     @property
     def serving(self) -> bool:

@@ -25,6 +25,8 @@ HEALTH_EVERY = 5.0
 """Seconds between two health checks of a server that is ready."""
 HEALTH_FAILURES = 3
 """Consecutive failed checks after which it counts as dead."""
+HUNG_GRACE = 2.0
+"""Seconds from SIGTERM to SIGKILL for such a server: it has nothing left to finish in order."""
 PROBE_TIMEOUT = 2.0
 
 
@@ -62,20 +64,20 @@ class Keeper:
             self._background(self.tools.runtime.stop(self.server, self._grace))
         self._stop.set()
 
-    async def start(self, spec: Callable[[str, int], StartSpec], deadline: float) -> None:
-        """The life of a new server. `spec` is given a host and a port; `deadline` is monotonic."""
+    async def start(self, spec: Callable[[str, int], StartSpec], patience: float) -> None:
+        """The life of a new server. `spec` is given a host and a port; `patience` are the seconds that it may
+        take from its launch until it is ready: what goes before (an image is pulled) doesn't count."""
 
         async def life() -> None:
             host, port = await self.tools.runtime.endpoint()
-            began = monotonic()
             try:
                 self.server = await self._started(spec(host, port))
             except StartFailed as error:
                 self._post(StartEnded(self.id, "refused", f"the server can't be started: {error}"))
                 raise _Ended from None
-            self._post(Launched(self.id, self.server.address, self.server.pid))
-            # The deadline is the server's own: what went before (an image was pulled) doesn't count.
-            await self._until_ready(self.server, deadline + monotonic() - began)
+            launched = monotonic()
+            self._post(Launched(self.id, self.server.address, self.server.pid, launched))
+            await self._until_ready(self.server, launched + patience)
             await self._serve(self.server)
 
         await self._to_the_end(life)
@@ -92,7 +94,7 @@ class Keeper:
         return server
 
     async def adopt(self, server: Server, ready: bool, deadline: float) -> None:
-        """The life of a server that was found running."""
+        """The life of a server that was found running; `deadline` is monotonic."""
         self.server = server
 
         async def life() -> None:
@@ -125,14 +127,14 @@ class Keeper:
                 raise _Ended
             if exited.done():  # 2
                 probe.cancel()
-                await self._fail("exited", f"the server ended before it was ready ({exited.result()})")
+                await self._fail("exited", f"the server ended before it was ready ({_how(exited.result())})")
             self._waits.remove(probe)
             if probe.result().ok:  # 3
                 await self.tools.runtime.mark_ready(server)
                 self._post(BecameReady(self.id))
                 return
             if monotonic() >= deadline:  # 4
-                await self._fail("deadline", "the server wasn't ready within its start_timeout")
+                await self._fail("deadline", "the server wasn't ready by its start deadline")
             # Short loads are noticed within milliseconds, long ones aren't polled hard.
             pause = min(1.0, max(0.02, (monotonic() - began) * 0.02))
             await asyncio.wait({exited, stop}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
@@ -140,6 +142,8 @@ class Keeper:
     async def _fail(self, kind: str, text: str) -> None:
         lines = await self.tools.runtime.tail(self.model.name, 400)
         told = logs.reason(lines, secrets=self.model.env.values())
+        if kind == "exited":
+            kind = logs.kind(lines) or kind
         self._post(StartEnded(self.id, kind, f"{text}: {told}" if told else text))
         raise _Ended
 
@@ -155,8 +159,9 @@ class Keeper:
         if stop.done():
             return
         if exited.done():
-            self._post(Died(self.id, f"the server ended ({exited.result()})"))
+            self._post(Died(self.id, f"the server ended ({_how(exited.result())})"))
         else:
+            self._grace = min(self._grace, HUNG_GRACE)
             self._post(Died(self.id, f"{HEALTH_FAILURES} health checks failed ({unhealthy.result()})"))
 
     async def _watch(self, server: Server) -> str:
@@ -178,6 +183,12 @@ class Keeper:
         task = asyncio.ensure_future(wait)
         self._waits.append(task)
         return task
+
+
+def _how(ending: str) -> str:
+    """How a server ended, with what an operator is to look for."""
+    killed = ending == "signal 9"
+    return f"{ending}: killed, by the kernel if the host ran out of memory" if killed else ending
 
 
 class ExternalKeeper:

@@ -5,38 +5,40 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+_PROFILING = r"Error in memory profiling"
+_NO_CACHE = r"No available memory for the cache blocks"
+_SMALL_CACHE = (
+    r"larger than the (available KV cache memory|maximum number of tokens that can be stored)"
+    r"|KV cache is needed, which is larger than"
+)
+_OUT_OF_MEMORY = (
+    r"CUDA out of memory|OutOfMemoryError|cudaMalloc failed: out of memory|HIP out of memory"
+    r"|unable to allocate CUDA\d* buffer|failed to allocate .*buffer"
+)
+
 # What went wrong, most telling first: the words for callers, and how the log says it. The wording of vLLM,
 # torch, huggingface_hub and llama.cpp moves between releases, so these are hints and never required.
 _KNOWN: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (words, re.compile(pattern, re.IGNORECASE))
     for words, pattern in (
-        ("another program's memory use changed during the start", r"Error in memory profiling"),
+        ("another program's memory use changed during the start", _PROFILING),
         (
             "not enough free memory on the device",
             r"Free memory on device .* is less than desired GPU memory utilization",
         ),
         (
             "no memory is left for the KV cache: give the model more vram or a smaller max_model_len",
-            r"No available memory for the cache blocks",
+            _NO_CACHE,
         ),
         (
             "the KV cache is too small for max_model_len: more vram or a smaller max_model_len is needed",
-            (
-                r"larger than the (available KV cache memory|maximum number of tokens that can be stored)"
-                r"|KV cache is needed, which is larger than"
-            ),
+            _SMALL_CACHE,
         ),
         (
             "max_model_len is larger than the model's own maximum",
             r"User-specified max_model_len .* is greater than the derived max_model_len",
         ),
-        (
-            "out of device memory",
-            (
-                r"CUDA out of memory|OutOfMemoryError|cudaMalloc failed: out of memory|HIP out of memory"
-                r"|unable to allocate CUDA\d* buffer|failed to allocate .*buffer"
-            ),
-        ),
+        ("out of device memory", _OUT_OF_MEMORY),
         (
             "the model's hub refused access: it is gated or the token is missing or wrong",
             r"gated repo|GatedRepoError|401 Client Error|403 Client Error|Invalid (user token|credentials)",
@@ -84,6 +86,13 @@ _KNOWN: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     )
 )
 
+_KINDS = tuple(
+    (kind, re.compile(pattern, re.IGNORECASE))
+    for kind, pattern in (
+        ("neighbour", _PROFILING),
+        ("memory", "|".join((_NO_CACHE, _SMALL_CACHE, _OUT_OF_MEMORY))),
+    )
+)
 _LONGEST = 800
 _NOISE = re.compile(
     r'^\s*($|File "|Traceback|\^+$|~+|warnings?\.warn|During handling of|The above exception)'
@@ -139,6 +148,17 @@ def reason(lines: Sequence[str], secrets: Iterable[str] = ()) -> str:
             break
         text = longer
     return _shorten(text)
+
+
+def kind(lines: Iterable[str]) -> str:
+    """What is to follow from a failed start, by its last log lines; empty when they tell nothing of it.
+
+    `neighbour`: another's memory changed while it measured its own, so it is worth another try at once.
+    `memory`: what was reserved for it isn't enough.
+    """
+    lines = [line[:_LONGEST] for line in lines]
+    found = (kind for kind, pattern in _KINDS if any(map(pattern.search, lines)))
+    return next(found, "")
 
 
 def _bounded(line: str, hidden: Sequence[str]) -> str:

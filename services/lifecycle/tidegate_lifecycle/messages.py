@@ -13,11 +13,13 @@ from tidegate_lifecycle.probes import Load
 
 @dataclass(frozen=True)
 class Launched:
-    """The server's process runs; it isn't ready yet."""
+    """The server's process runs and begins to load; it isn't ready yet."""
 
     instance_id: str
     address: str
     pid: int
+    at: float
+    """When it was launched, monotonic seconds: its start deadline counts from then."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class StartEnded:
 
     instance_id: str
     kind: str
-    """exited, deadline or refused: a label of metrics."""
+    """A label of metrics: `refused` (it couldn't even begin), `deadline` or `exited`; of the last, by the
+    server's log, `neighbour` (another's memory changed while it measured its own) and `memory` (what was
+    reserved for it wasn't enough)."""
     text: str
 
 

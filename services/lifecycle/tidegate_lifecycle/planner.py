@@ -123,7 +123,7 @@ class _Planner:
         circuit = self.world.circuits.get(model)
         if circuit is not None:
             self.wake(circuit.retry_at)
-        return circuit is not None and circuit.retry_at > self.now
+        return circuit is not None and circuit.is_open(self.now)
 
     def idle(self, item: Instance) -> bool:
         """Ready, seen so by admission, and used by nobody: waiting for nothing would only add to the other's
@@ -361,7 +361,7 @@ class _Planner:
 
     def _load_left(self, item: Instance) -> float | None:
         """Seconds that a start should still take; None = unknown, as when it takes longer than usual."""
-        left = self.world.load_times.get(item.model, 0.0) - (self.now - item.ordered_at)
+        left = self.world.load_times.get(item.model, 0.0) - (self.now - item.loads_since)
         return left if left > 0.0 else None
 
     def _wait(self, model: Model, reason: WaitReason, ready_in: float | None = None) -> None:

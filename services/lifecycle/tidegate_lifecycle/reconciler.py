@@ -34,10 +34,6 @@ log = structlog.get_logger("tidegate.reconciler")
 
 TICK = 1.0
 """Seconds between two plans at most: for times that the planner doesn't name."""
-FORGIVEN = 600.0
-"""Seconds after which failed starts are forgotten."""
-STABLE = 60.0
-"""A server that lived so long, in seconds, isn't held against its model when it dies."""
 
 
 class Reconciler:
@@ -107,6 +103,7 @@ class Reconciler:
     def _launched(self, message: m.Launched, now: float) -> None:
         instance = self.fleet.instances[message.instance_id]
         instance.address, instance.pid = message.address, message.pid
+        instance.launched_at, instance.deadline_at = message.at, message.at + instance.patience
 
     def _became_ready(self, message: m.BecameReady, now: float) -> None:
         instance = self.fleet.instances[message.instance_id]
@@ -114,11 +111,11 @@ class Reconciler:
         if instance.state is not InstanceState.STARTING:
             return  # it was told to stop meanwhile
         self.fleet.to(instance, InstanceState.READY, now)
-        self.fleet.circuits.pop(instance.model, None)
+        self.fleet.circuits.succeeded(instance.model)
         self.fleet.end_span(instance.id)
         model = self.fleet.catalog.models[instance.model]
         if not model.external and not instance.adopted:
-            took = now - instance.ordered_at
+            took = now - instance.loads_since
             self.fleet.count(instance.model, "loads")
             metrics.LOADS.labels(instance.model).inc()
             metrics.LOAD_SECONDS.labels(instance.model).observe(took)
@@ -137,12 +134,19 @@ class Reconciler:
             return
         if instance.state is not InstanceState.STARTING:
             return
-        self.fleet.to(instance, InstanceState.STOPPING, now, message.text)
-        self.fleet.events.add(now, "start_failed", instance.model, instance.id, message.text)
+        wanted = instance.model not in self.fleet.unload
+        again = wanted and message.kind == "neighbour" and self.fleet.circuits.disturbed(instance.model)
+        text = f"{message.text}; it is tried again at once" if again else message.text
+        self.fleet.to(instance, InstanceState.STOPPING, now, text)
+        self.fleet.events.add(now, "start_failed", instance.model, instance.id, text)
         self.fleet.end_span(instance.id, message.kind)
-        self.fleet.count(instance.model, "failed_loads")
         metrics.FAILED_LOADS.labels(instance.model, message.kind).inc()
-        self.fleet.back_off(instance.model, message.text, now)
+        if again:
+            self.fleet.ordered.add(instance.model)
+        else:
+            self.fleet.count(instance.model, "failed_loads")
+            self.fleet.ordered.discard(instance.model)
+            self.fleet.circuits.failed(instance.model, message.text, now, message.kind == "deadline")
 
     def _died(self, message: m.Died, now: float) -> None:
         instance = self.fleet.instances[message.instance_id]
@@ -156,11 +160,8 @@ class Reconciler:
             return
         self.fleet.count(instance.model, "restarts")
         metrics.RESTARTS.labels(instance.model).inc()
-        self.fleet.crashes[instance.model] = (
-            self.fleet.crashes.get(instance.model, 0) + 1 if now - ready_at < STABLE else 1
-        )
-        if self.fleet.crashes[instance.model] > 1:
-            self.fleet.back_off(instance.model, message.text, now)
+        if not self.fleet.circuits.crashed(instance.model, now - ready_at, message.text, now):
+            self.fleet.ordered.discard(instance.model)
         elif not drained:
             self.fleet.ordered.add(instance.model)  # restarted, though nobody may wait for it just now
 
@@ -248,6 +249,7 @@ class Reconciler:
             if error is not None:
                 message.done.set_exception(error)
                 return
+            self.fleet.circuits.half_open(name, now)
             self.fleet.ordered.add(name)
         message.done.set_result(None)
 
@@ -271,14 +273,12 @@ class Reconciler:
 
     def _reconcile(self, now: float) -> float:
         """One turn; returns when to plan again at the latest."""
-        retry_at = math.inf
-        for name, circuit in list(self.fleet.circuits.items()):
-            if now - circuit.retry_at > FORGIVEN:
-                del self.fleet.circuits[name]
-            elif circuit.retry_at > now:  # then its reason is taken back, though nobody may wait
-                retry_at = min(retry_at, circuit.retry_at)
+        loading = {i.model for i in self.fleet.instances.values() if i.state is InstanceState.STARTING}
+        # At the end of a back-off its reason is taken back, though nobody may wait.
+        retry_at = self.fleet.circuits.forgive(now, loading)
         for instance in self.fleet.instances.values():
             instance.forget(now)
+            instance.prepare(now)
         inventory = self.fleet.inventory
         self.fleet.tell(inventory.settle(self.fleet.instances.values(), now), now)
         if self.fleet.stopping:

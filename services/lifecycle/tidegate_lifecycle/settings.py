@@ -124,7 +124,10 @@ class ModelSettings(Settings):
         "/health", description="Answers with 2xx when the server is ready."
     )
     start_timeout: Annotated[float, Duration("1s", "1d")] = Field(
-        600.0, description="How long a start may take."
+        600.0,
+        description="How long a first start may take, downloads and image pulls not counted; later ones may "
+        "take three times as long as its loads did, and a minute more. Never less than 6s for each GiB "
+        "reserved; more after starts that weren't ready in time.",
     )
     max_concurrent: Annotated[int | None, Maybe(Whole(1, 1000))] = Field(
         None,

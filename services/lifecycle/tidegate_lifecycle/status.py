@@ -50,7 +50,7 @@ def _model(fleet: Fleet, model: Model, cards: dict[str, Card], now: float) -> pb
     wait = fleet.waits.get(model.name)
     if wait is not None and not status.message:
         status.message = f"waits ({wait.reason.value}): {wait.text}"
-    circuit = fleet.circuits.get(model.name)
+    circuit = fleet.circuits.known.get(model.name)
     if circuit is not None and not status.message:
         status.message = f"the last start failed: {circuit.message}"
     return status

@@ -134,7 +134,14 @@ class Store:
         except sqlite3.DatabaseError as error:
             log.error("store.damaged", file=NAME, error=str(error), kept_as=_put_aside(path))
             self._connection, damaged = self._connect(path), True
-        with self._connection as connection:
+        try:
+            return self._begin(self._connection, damaged)
+        except sqlite3.OperationalError as error:  # a full disk
+            raise _refused(f"{path} can't be written: {error}; make room there") from error
+
+    def _begin(self, connection: sqlite3.Connection, damaged: bool) -> int:
+        """Counts this boot."""
+        with connection:
             row = connection.execute("SELECT value FROM counters WHERE name = 'boot'").fetchone()
             boot = row[0] + 1 if row else 1
             if damaged or (row is None and any(self._data_dir.glob(f"{NAME}.damaged-*"))):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 from tidegate_lifecycle.catalog import Catalog, Model
@@ -13,8 +13,6 @@ from tidegate_lifecycle.engines import ENGINES
 from tidegate_lifecycle.instance import Instance, InstanceState
 from tidegate_lifecycle.world import Circuit, Wait, WaitReason
 
-EXTERNAL_PATIENCE = 5.0
-"""Seconds that tickets wait for the first health check of an external server."""
 ROOM_RETRY = 5.0
 """Seconds after which a model that found no capacity may be asked for again."""
 
@@ -68,59 +66,57 @@ def view(
     """What is to be told of a model.
 
     1. One instance serves: ready.
-    2. One is starting: loading, with what remains of the learned time and of the start deadline.
-    3. An external one that doesn't answer, a failed start in its back-off, no place for it: the reason.
-    4. Else it is stopped: the learned load time, or the bound of its turn.
+    2. An external one that doesn't answer: the reason.
+    3. One is starting: loading, with what remains of the learned time and of the start deadline.
+    4. A failed start in its back-off, no place for it: the reason.
+    5. Else it is stopped, or failed and to be tried again: the learned load time, or the bound of its turn.
     """
-    shown = tuple(
-        InstanceView(i.id, i.address, i.state, i.ordered_at, i.running, i.queued)
-        for i in instances
-        if i.exists
-    )
+    existing = [item for item in instances if item.exists]
+    shown = tuple(InstanceView(i.id, i.address, i.state, i.ordered_at, i.running, i.queued) for i in existing)
     base = ModelView(model, pb.MODEL_STATE_STOPPED, slots(model), instances=shown)
-    states = {item.state for item in shown}
-    changed: dict[str, object] = {}
-    if InstanceState.READY in states:  # 1
-        changed = {"state": pb.MODEL_STATE_READY}
-    elif unhealthy:  # 3
-        changed = {
-            "state": pb.MODEL_STATE_FAILED,
-            "reason": pb.REASON_UNHEALTHY,
-            "message": unhealthy,
-            "retry_at": _ROLLING,
-        }
-    elif InstanceState.STARTING in states:  # 2
-        began = min(item.ordered_at for item in shown if item.state is InstanceState.STARTING)
-        patience = EXTERNAL_PATIENCE if model.external else model.start_timeout
-        changed = {
-            "state": pb.MODEL_STATE_LOADING,
-            "ready_at": None if load_time is None else began + load_time,
-            "deadline_at": began + patience,
-        }
-    elif circuit is not None and circuit.retry_at > now:  # 3
-        changed = {
-            "state": pb.MODEL_STATE_FAILED,
-            "reason": pb.REASON_START_FAILED,
-            "message": circuit.message,
-            "retry_at": circuit.retry_at,
-        }
-    elif wait is not None and wait.reason in (WaitReason.NEVER_FITS, WaitReason.NO_CAPACITY):  # 3
-        never = wait.reason is WaitReason.NEVER_FITS
-        changed = {
-            "reason": pb.REASON_NEVER_FITS if never else pb.REASON_NO_CAPACITY,
-            "message": f"it can never fit: {wait.text}" if never else f"there is no room: {wait.text}",
-            "retry_at": 0.0 if never else _ROLLING,
-        }
-    else:  # 4
-        failed = circuit is not None
-        bound = wait.ready_in if wait is not None else None
-        changed = {
-            "state": pb.MODEL_STATE_FAILED if failed else pb.MODEL_STATE_STOPPED,
-            "ready_in": load_time if wait is None else None,
-            # Up to five seconds more: the bound is an estimate, and not each tick of it is news.
-            "ready_at": None if bound is None else math.ceil((now + bound) / 5) * 5.0,
-        }
-    return ModelView(**{**vars(base), **changed})
+    starting = [item for item in existing if item.state is InstanceState.STARTING]
+    if any(item.state is InstanceState.READY for item in existing):  # 1
+        return replace(base, state=pb.MODEL_STATE_READY)
+    if unhealthy:  # 2
+        failed = replace(base, state=pb.MODEL_STATE_FAILED, reason=pb.REASON_UNHEALTHY)
+        return replace(failed, message=unhealthy, retry_at=_ROLLING)
+    if starting:  # 3
+        return _loading(base, starting, circuit, load_time)
+    if circuit is not None and circuit.is_open(now):  # 4
+        failed = replace(base, state=pb.MODEL_STATE_FAILED, reason=pb.REASON_START_FAILED)
+        return replace(failed, message=circuit.message, retry_at=circuit.retry_at)
+    if wait is not None and wait.reason is WaitReason.NEVER_FITS:  # 4
+        return replace(base, reason=pb.REASON_NEVER_FITS, message=f"it can never fit: {wait.text}")
+    if wait is not None and wait.reason is WaitReason.NO_CAPACITY:  # 4
+        none = replace(base, reason=pb.REASON_NO_CAPACITY, message=f"there is no room: {wait.text}")
+        return replace(none, retry_at=_ROLLING)
+    return _stopped(base, wait, circuit, load_time, now)  # 5
+
+
+def _loading(
+    base: ModelView, starting: Sequence[Instance], circuit: Circuit | None, load_time: float | None
+) -> ModelView:
+    began = min(item.loads_since for item in starting)
+    return replace(
+        base,
+        state=pb.MODEL_STATE_LOADING,
+        ready_at=None if load_time is None else began + load_time,
+        deadline_at=max(item.deadline_at for item in starting),
+        message=f"its last start failed, one try is under way: {circuit.message}" if circuit else "",
+    )
+
+
+def _stopped(
+    base: ModelView, wait: Wait | None, circuit: Circuit | None, load_time: float | None, now: float
+) -> ModelView:
+    if circuit is not None:
+        base = replace(base, state=pb.MODEL_STATE_FAILED)
+    if wait is None:
+        message = f"its last start failed, a request tries again: {circuit.message}" if circuit else ""
+        return replace(base, ready_in=load_time, message=message)
+    bound = wait.ready_in
+    # Up to five seconds more: the bound is an estimate, and not each tick of it is news.
+    return replace(base, ready_at=None if bound is None else math.ceil((now + bound) / 5) * 5.0)
 
 
 _ROLLING = -1.0

@@ -42,11 +42,17 @@ class Demand:
 
 @dataclass(frozen=True)
 class Circuit:
-    """The failed starts of a model since its last success."""
+    """The failed starts of a model since its last success: open until `retry_at`, then half-open."""
 
     failures: int
     retry_at: float
     message: str = ""
+    missed: int = 0
+    """How many of them weren't ready by their deadline."""
+
+    def is_open(self, now: float) -> bool:
+        """In its back-off: nothing is tried, callers are refused."""
+        return self.retry_at > now
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class World:
     needs: Mapping[str, Need] = field(default_factory=dict)
     """By model; for one that isn't named, what its settings declare."""
     load_times: Mapping[str, float] = field(default_factory=dict)
-    """Learned seconds from the order to READY."""
+    """Learned seconds from the launch to READY."""
     intents: tuple[Intent, ...] = ()
     settled: bool = False
     """Admission is there and its counts can be relied on. If not, the plan only adds."""

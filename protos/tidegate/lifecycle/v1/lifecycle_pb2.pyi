@@ -475,11 +475,15 @@ class ModelSupply(_message.Message):
     than it should.
     """
     start_deadline_ms: _builtins.int
-    """What is left of the start deadline while it loads, in ms: this bounds the wait; 0 = it isn't loading."""
+    """What is left of the start deadline while it loads, in ms: this bounds the wait; 0 = it isn't loading. It
+    doesn't run while an image is pulled, and is told anew meanwhile.
+    """
     reason: Global___Reason.ValueType
     """Why it can't be had now: new tickets are refused with it. REASON_UNSPECIFIED = it can."""
     message: _builtins.str
-    """For the caller: what happened, without paths, environment or secrets."""
+    """For the caller: what happened, without paths, environment or secrets. Also without a reason, when its last
+    start failed and it may be tried again, or is.
+    """
     retry_after_ms: _builtins.int
     """When it may be tried again, in ms; 0 = a retry can't help."""
     under_way: _builtins.bool

@@ -139,7 +139,8 @@ class LifecycleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Starts a model without a request for it. Returns when the start was ordered, or was not necessary.
+        """Starts a model without a request for it. Returns when the start was ordered, or was not necessary. Failed
+        starts before it don't keep it waiting: it is one try, now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

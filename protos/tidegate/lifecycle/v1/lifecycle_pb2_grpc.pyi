@@ -52,7 +52,9 @@ class LifecycleServiceStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.GetStatusRequest, _lifecycle_pb2.GetStatusResponse]
     """A snapshot of models, instances and devices."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.LoadModelRequest, _lifecycle_pb2.LoadModelResponse]
-    """Starts a model without a request for it. Returns when the start was ordered, or was not necessary."""
+    """Starts a model without a request for it. Returns when the start was ordered, or was not necessary. Failed
+    starts before it don't keep it waiting: it is one try, now.
+    """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.UnloadModelRequest, _lifecycle_pb2.UnloadModelResponse]
     """Drains and stops a model's instances."""
     PinModel: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.PinModelRequest, _lifecycle_pb2.PinModelResponse]
@@ -95,7 +97,9 @@ class LifecycleServiceAsyncStub(LifecycleServiceStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.GetStatusRequest, _lifecycle_pb2.GetStatusResponse]  # type: ignore[assignment]
     """A snapshot of models, instances and devices."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.LoadModelRequest, _lifecycle_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """Starts a model without a request for it. Returns when the start was ordered, or was not necessary."""
+    """Starts a model without a request for it. Returns when the start was ordered, or was not necessary. Failed
+    starts before it don't keep it waiting: it is one try, now.
+    """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.UnloadModelRequest, _lifecycle_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """Drains and stops a model's instances."""
     PinModel: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.PinModelRequest, _lifecycle_pb2.PinModelResponse]  # type: ignore[assignment]
@@ -159,7 +163,9 @@ class LifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _lifecycle_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_lifecycle_pb2.LoadModelResponse, _abc.Awaitable[_lifecycle_pb2.LoadModelResponse]]:
-        """Starts a model without a request for it. Returns when the start was ordered, or was not necessary."""
+        """Starts a model without a request for it. Returns when the start was ordered, or was not necessary. Failed
+        starts before it don't keep it waiting: it is one try, now.
+        """
 
     @_abc_1.abstractmethod
     def UnloadModel(

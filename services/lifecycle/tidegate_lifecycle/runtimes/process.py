@@ -11,9 +11,10 @@ through it sees each start either not begun or done.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from tidegate_lifecycle.runtimes import family, launch, logfiles, procfs
 from tidegate_lifecycle.runtimes.base import Lines, Server, Servers, StartFailed, StartSpec
 from tidegate_lifecycle.runtimes.ports import Ports
 from tidegate_lifecycle.runtimes.records import Record, Records
+from tidegate_lifecycle.runtimes.starting import Starts
 from tidegate_lifecycle.runtimes.stopping import Stopping, Stops
 
 log = structlog.get_logger("tidegate.runtime")
@@ -103,9 +105,8 @@ class ProcessRuntime:
         self._boot = ""
         self._servers: dict[str, ProcessServer] = {}
         self._pidfds: dict[str, int] = {}
-        self._starting: set[str] = set()
+        self._starts = Starts[ProcessServer](lambda server: self.stop(server, 0))
         self._stops = Stops()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._bounding: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -122,8 +123,7 @@ class ProcessRuntime:
         if self._bounding:
             self._bounding.cancel()
             await asyncio.wait([self._bounding])
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._starts.finish()
         await self._stops.finish()
         for instance_id in list(self._pidfds):
             self._unwatch(instance_id)
@@ -138,32 +138,17 @@ class ProcessRuntime:
 
     async def start(self, spec: StartSpec) -> Server:
         """Writes the intent, starts the process, writes its pid; see `Runtime.start`."""
-        if spec.instance_id in self._servers or spec.instance_id in self._starting:
+        if spec.instance_id in self._servers or spec.instance_id in self._starts:
             raise StartFailed(f"an instance {spec.instance_id} exists already")
-        self._starting.add(spec.instance_id)
-        task = asyncio.create_task(self._start(spec), name=f"start {spec.instance_id}")
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._spawn(self._abandon(task)))
-            raise
+        return await self._starts.carry_out(spec.instance_id, lambda: self._start(spec))
 
     async def _start(self, spec: StartSpec) -> ProcessServer:
-        try:
-            record, pidfd = await self._by_hand(self._launch, spec)
-            server = ProcessServer(record, adopted=False)
-            self._servers[spec.instance_id] = server
-            self._watch(server, pidfd)
-        finally:
-            self._starting.discard(spec.instance_id)
+        record, pidfd = await self._by_hand(self._launch, spec)
+        server = ProcessServer(record, adopted=False)
+        self._servers[spec.instance_id] = server
+        self._watch(server, pidfd)
         log.info("server.started", instance=spec.instance_id, pid=record.pid, port=record.port)
         return server
-
-    async def _abandon(self, task: asyncio.Task[ProcessServer]) -> None:
-        """Nobody has the handle of this server: its caller was cancelled in between."""
-        await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is None:
-            await self.stop(task.result(), 0)
 
     def _launch(self, spec: StartSpec) -> tuple[Record, int]:
         """In the hand. A crash after any line of it leaves a record that leads to what was started.
@@ -184,7 +169,8 @@ class ProcessRuntime:
             if pid:
                 os.killpg(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-            self._records.remove(spec.instance_id)
+            with contextlib.suppress(OSError):  # what can't be removed is swept by the next `list`
+                self._records.remove(spec.instance_id)
             raise StartFailed(launch.why(error, spec)) from error
         return record, pidfd
 
@@ -239,7 +225,7 @@ class ProcessRuntime:
         for path in damaged:
             log.error("record.damaged", file=path.name, kept_as=f"{path.name}.damaged")
         for record, pidfd in found:
-            if record.instance_id in self._servers or record.instance_id in self._starting:
+            if record.instance_id in self._servers or record.instance_id in self._starts:
                 if pidfd is not None:
                     os.close(pidfd)
                 continue
@@ -345,9 +331,3 @@ class ProcessRuntime:
 
     async def _by_hand(self, function: Callable[..., _T], *args: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._hand, function, *args)
-
-    def _spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

@@ -37,6 +37,7 @@ from tidegate_lifecycle.runtimes.docker.ours import RETRY, Ours
 from tidegate_lifecycle.runtimes.docker.server import DockerServer
 from tidegate_lifecycle.runtimes.docker.smi import ContainerSmi
 from tidegate_lifecycle.runtimes.docker.watch import Event, Watch
+from tidegate_lifecycle.runtimes.starting import Starts
 from tidegate_lifecycle.runtimes.stopping import Stopping, Stops
 
 log = structlog.get_logger("tidegate.docker")
@@ -70,7 +71,7 @@ class DockerRuntime:
         self._notes = Notes(data_dir)
         self._ours = Ours(self._daemon, options, environ, random)
         self._servers: dict[str, DockerServer] = {}
-        self._starting: set[str] = set()
+        self._starts = Starts[DockerServer](lambda server: self.stop(server, 0))
         self._stops = Stops()
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: Watch | None = None
@@ -113,6 +114,7 @@ class DockerRuntime:
         """Stops watching; containers run on. A network that was made here and isn't used goes."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSING)
+        await self._starts.finish(CLOSING)
         await self._stops.finish(CLOSING)
         tasks = [*self._tasks, *([self._looking] if self._looking else [])]
         for task in tasks:
@@ -153,19 +155,13 @@ class DockerRuntime:
 
     async def start(self, spec: StartSpec) -> Server:
         """Image, container, start; see `Runtime.start`. A container bears our label from its creation on."""
-        if spec.instance_id in self._servers or spec.instance_id in self._starting:
+        if spec.instance_id in self._servers or spec.instance_id in self._starts:
             raise StartFailed(f"an instance {spec.instance_id} exists already")
         try:
             await self._images.ensure(spec.image)
         except DockerFailed as error:
             raise StartFailed(str(error)) from error
-        self._starting.add(spec.instance_id)
-        task = asyncio.create_task(self._start(spec), name=f"start {spec.instance_id}")
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._spawn(self._abandon(task)))
-            raise
+        return await self._starts.carry_out(spec.instance_id, lambda: self._start(spec))
 
     async def _start(self, spec: StartSpec) -> DockerServer:
         try:
@@ -178,19 +174,11 @@ class DockerRuntime:
         except DockerFailed as error:
             await self._remove_all(spec.instance_id)
             raise StartFailed(str(error)) from error
-        finally:
-            self._starting.discard(spec.instance_id)
         self._servers[spec.instance_id] = server
         if not server.found.running:
             server.end(words.ending(server.found.state))
         log.info("server.started", instance=spec.instance_id, container=container_id[:12], image=spec.image)
         return server
-
-    async def _abandon(self, task: asyncio.Task[DockerServer]) -> None:
-        """Nobody has the handle of this server: its caller was cancelled in between."""
-        await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is None:
-            await self.stop(task.result(), 0)
 
     async def mark_ready(self, server: Server) -> None:
         """A file of its own, unless the server is being stopped: a label can't be changed."""
@@ -208,7 +196,7 @@ class DockerRuntime:
     async def list(self) -> Servers:
         """Adopts what runs; removes what has ended, its last lines kept. DockerFailed without an answer."""
         for found in await self._ours.listing():
-            if found.instance_id in self._servers or found.instance_id in self._starting:
+            if found.instance_id in self._servers or found.instance_id in self._starts:
                 continue
             with contextlib.suppress(Absent):
                 await self._take_in(found)
@@ -216,13 +204,13 @@ class DockerRuntime:
         self._look_now.set()
         dead = [server for server in self._servers.values() if server.ended.done() and server.adopted]
         await asyncio.gather(*(self.stop(server, 0) for server in dead))
-        await asyncio.to_thread(self._notes.sweep, [*self._servers, *self._starting])
+        await asyncio.to_thread(self._notes.sweep, [*self._servers, *self._starts])
         return [server for server in self._servers.values() if not server.ended.done()]
 
     async def _take_in(self, found: Listed) -> None:
         inspected = await self._ours.inspect(found.id)
         ready = await asyncio.to_thread(self._notes.marked, found.instance_id)
-        if found.instance_id in self._servers or found.instance_id in self._starting:
+        if found.instance_id in self._servers or found.instance_id in self._starts:
             return  # another call was first
         server = self._servers[found.instance_id] = DockerServer(inspected, adopted=True, ready=ready)
         if inspected.running:
@@ -243,7 +231,7 @@ class DockerRuntime:
                 self._spawn(self._refresh(server))
             elif event.action == "destroy":
                 server.end(words.REMOVED)
-        elif event.action in ("create", "start") and event.instance_id not in self._starting:
+        elif event.action in ("create", "start") and event.instance_id not in self._starts:
             self._look_now.set()
 
     async def _keep_looking(self) -> None:
@@ -265,7 +253,7 @@ class DockerRuntime:
             if server.container_id not in running and not server.ended.done():
                 await self._refresh(server)  # 1
         for one in found if self._listed else ():
-            known = one.instance_id in self._starting or one.instance_id in self._servers
+            known = one.instance_id in self._starts or one.instance_id in self._servers
             if not known and one.id not in self._orphans:
                 log.warning("container.orphan", instance=one.instance_id, container=one.id[:12])
                 self._spawn(self._remove_orphan(one.id))  # 2
