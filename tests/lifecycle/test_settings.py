@@ -236,6 +236,19 @@ def test_warnings(tmp_path: Path) -> None:
     assert load(tmp_path / "tidegate.yaml").catalog.models["m"].max_concurrent == 9
 
 
+def test_a_gguf_model_of_vllm_wants_a_tokenizer(tmp_path: Path) -> None:
+    """Without one vLLM converts the file's own: said, not refused; other sources bring theirs."""
+    entry = {"engine": "vllm", "vram": "1GiB"}
+    models = {
+        "a": {**entry, "source": "org/m-GGUF:Q4_K_M"},
+        "b": {**entry, "source": "org/m/x.gguf", "tokenizer": "org/m"},
+        "c": {**entry, "source": "org/m"},
+    }
+    told = said(tmp_path, {"models": models}, warnings=True)
+    words = "is not given: vLLM then converts the GGUF file's own, which takes long and may be wrong"
+    assert told == [f"warning: models.a.tokenizer: {words}"]
+
+
 def test_containers_have_an_image_and_their_volumes(tmp_path: Path) -> None:
     """With the docker runtime a model's image is its own or the general one; processes have neither."""
     models = {

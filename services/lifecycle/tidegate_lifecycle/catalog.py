@@ -53,7 +53,7 @@ class Model:
     command: tuple[str, ...] = ()
     """Engine command: the argument vector with {port}, {name} and {devices} still in it."""
     source: str = ""
-    """Engines vllm and llamacpp: hub name, folder, file."""
+    """Engines vllm and llamacpp: what `hub.source` reads."""
     executable: str = ""
     max_model_len: int | None = None
     max_num_seqs: int | None = None

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
 
 from tidegate_chassis.process import monotonic
 from tidegate_lifecycle import messages as m
-from tidegate_lifecycle import metrics
+from tidegate_lifecycle import metrics, renewal
 from tidegate_lifecycle.adoption import Found
 from tidegate_lifecycle.budget import Ledger
 from tidegate_lifecycle.fleet import Fleet, no_device, refused
-from tidegate_lifecycle.instance import Drain, DrainCause, InstanceState
+from tidegate_lifecycle.instance import Drain, DrainCause, Instance, InstanceState
 from tidegate_lifecycle.keeper import Tools
 from tidegate_lifecycle.planner import plan
 from tidegate_lifecycle.world import (
@@ -50,6 +51,7 @@ class Reconciler:
             m.Launched: self._launched,
             m.BecameReady: self._became_ready,
             m.StartEnded: self._start_ended,
+            m.Fetching: self._fetching,
             m.Died: self._died,
             m.Gone: self._gone,
             m.Sampled: self._sampled,
@@ -59,8 +61,11 @@ class Reconciler:
             m.Learned: self._learned,
             m.Order: self._order,
             m.DeviceOrder: self._device_order,
+            m.Reloaded: partial(renewal.take, self.fleet),
+            m.ConfigRefused: partial(renewal.refuse, self.fleet),
             m.Shutdown: self._shutdown,
             m.Broke: self._broke,
+            **fleet.footprints.handlers,
         }
 
     def post(self, message: m.Message) -> None:
@@ -113,13 +118,17 @@ class Reconciler:
         self.fleet.to(instance, InstanceState.READY, now)
         self.fleet.circuits.succeeded(instance.model)
         self.fleet.end_span(instance.id)
-        model = self.fleet.catalog.models[instance.model]
-        if not model.external and not instance.adopted:
+        self.fleet.footprints.ready(instance)
+        if not self._external(instance) and not instance.adopted:
             took = now - instance.loads_since
             self.fleet.count(instance.model, "loads")
             metrics.LOADS.labels(instance.model).inc()
             metrics.LOAD_SECONDS.labels(instance.model).observe(took)
             self.fleet.spawn(self._remember(instance.model, took))
+
+    def _external(self, instance: Instance) -> bool:
+        """Its server runs elsewhere; also when its model has been changed since, or is gone."""
+        return self.fleet.keepers[instance.id].model.external
 
     async def _remember(self, model: str, seconds: float) -> None:
         self.post(m.Learned(model, await self.fleet.store.record_load(model, seconds)))
@@ -129,7 +138,7 @@ class Reconciler:
 
     def _start_ended(self, message: m.StartEnded, now: float) -> None:
         instance = self.fleet.instances[message.instance_id]
-        if self.fleet.catalog.models[instance.model].external:
+        if self._external(instance):
             self.fleet.unhealthy[instance.model] = message.text
             return
         if instance.state is not InstanceState.STARTING:
@@ -148,6 +157,12 @@ class Reconciler:
             self.fleet.ordered.discard(instance.model)
             self.fleet.circuits.failed(instance.model, message.text, now, message.kind == "deadline")
 
+    def _fetching(self, message: m.Fetching, now: float) -> None:
+        event = self.fleet.fetches.take(message.instance_id, message.progress, now)
+        instance = self.fleet.instances.get(message.instance_id)
+        if event is not None and instance is not None:
+            self.fleet.events.add(now, event[0], instance.model, instance.id, event[1])
+
     def _died(self, message: m.Died, now: float) -> None:
         instance = self.fleet.instances[message.instance_id]
         if instance.state not in (InstanceState.READY, InstanceState.DRAINING):
@@ -155,8 +170,10 @@ class Reconciler:
         drained, ready_at = instance.state is InstanceState.DRAINING, instance.ready_at or now
         self.fleet.to(instance, InstanceState.STOPPING, now, message.text)
         self.fleet.events.add(now, "died", instance.model, instance.id, message.text)
-        if self.fleet.catalog.models[instance.model].external:
+        if self._external(instance):
             self.fleet.unhealthy[instance.model] = message.text
+            return
+        if instance.replaced:  # it was to go; nothing is held against what comes after it
             return
         self.fleet.count(instance.model, "restarts")
         metrics.RESTARTS.labels(instance.model).inc()
@@ -167,6 +184,7 @@ class Reconciler:
 
     def _gone(self, message: m.Gone, now: float) -> None:
         instance = self.fleet.instances.pop(message.instance_id)
+        self.fleet.footprints.gone(instance.id)
         self.fleet.inventory.gone(instance, now)
         if instance.state is not InstanceState.STOPPING:
             self.fleet.to(instance, InstanceState.STOPPING, now, "it was told to end")
@@ -176,7 +194,7 @@ class Reconciler:
         model = self.fleet.catalog.models.get(instance.model)
         if model is None or not any(other.model == instance.model for other in self.fleet.instances.values()):
             self.fleet.unload.discard(instance.model)
-        if model is not None and model.external and not self.fleet.stopping:
+        if model is not None and instance.address in renewal.addresses(model) and not self.fleet.stopping:
             self.fleet.watch_external(model, instance.address, now)
 
     def _sampled(self, message: m.Sampled, now: float) -> None:
@@ -208,6 +226,7 @@ class Reconciler:
     def _devices_read(self, message: m.DevicesRead, now: float) -> None:
         instances = self.fleet.instances.values()
         self.fleet.tell(self.fleet.inventory.read(message.devices, message.began, instances), now)
+        self.fleet.footprints.read(message.began)
 
     def _broke(self, message: m.Broke, now: float) -> None:
         raise message.error
@@ -219,10 +238,7 @@ class Reconciler:
             drain = Drain(DrainCause.SHUTDOWN, now, now + message.drain)
             if instance.state is InstanceState.DRAINING:
                 instance.drain = drain
-            elif (
-                instance.state is InstanceState.READY
-                and not self.fleet.catalog.models[instance.model].external
-            ):
+            elif instance.state is InstanceState.READY and not self._external(instance):
                 self.fleet.drain(instance, drain, "the service stops")
             else:
                 self.fleet.stop(instance, now, "the service stops")
@@ -231,6 +247,9 @@ class Reconciler:
         """An operator's order: carried out by the plan that follows, or refused in numbers."""
         name = message.model
         if message.done.done():
+            return
+        if name not in self.fleet.catalog.models:
+            message.done.set_exception(refused("REASON_NOT_FOUND", f"there is no model {name!r} any more"))
             return
         if self.fleet.stopping:
             message.done.set_exception(refused("REASON_DRAINING", "the service is stopping"))
@@ -241,6 +260,7 @@ class Reconciler:
             self.fleet.pinned.discard(name)
         elif message.verb == "unload":
             self.fleet.ordered.discard(name)
+            self._give_up(name, now)
             if any(instance.model == name for instance in self.fleet.instances.values()):
                 self.fleet.unload.add(name)
         elif message.verb == "load":
@@ -252,6 +272,14 @@ class Reconciler:
             self.fleet.circuits.half_open(name, now)
             self.fleet.ordered.add(name)
         message.done.set_result(None)
+
+    def _give_up(self, name: str, now: float) -> None:
+        """Ends starts that have no server yet: nobody needs what is being downloaded for them."""
+        for instance in list(self.fleet.instances.values()):
+            waits = instance.state is InstanceState.STARTING and instance.launched_at is None
+            if instance.model == name and waits:
+                self.fleet.end_span(instance.id, "unloaded")
+                self.fleet.stop(instance, now, "an operator unloaded it")
 
     def _device_order(self, message: m.DeviceOrder, now: float) -> None:
         """An operator takes a device back or gives it back: remembered before it is answered."""
@@ -310,7 +338,7 @@ class Reconciler:
                 self.fleet.to(self.fleet.instances[action.instance_id], InstanceState.READY, now)
             elif isinstance(action, Stop):
                 self._finish_drain(action, now)
-        self.fleet.ordered -= {i.model for i in self.fleet.instances.values() if i.serving}
+        self.fleet.ordered -= {i.model for i in self.fleet.instances.values() if i.serving and not i.replaced}
         for card, excess in Ledger(self.fleet.cards(), self.fleet.instances.values()).violation().items():
             metrics.OVERCOMMITTED.labels(card).inc()
             log.error("reservations exceed a device's budget", device=card, excess_mib=excess)

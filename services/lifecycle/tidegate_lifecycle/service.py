@@ -17,6 +17,7 @@ from tidegate_chassis.process import monotonic
 from tidegate_lifecycle import messages, status, supply
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.events import Event
+from tidegate_lifecycle.footprints.rpc import FootprintsServicer
 from tidegate_lifecycle.link import Stream
 from tidegate_lifecycle.planner import explain
 from tidegate_lifecycle.reconciler import Reconciler
@@ -30,7 +31,7 @@ TICK = 0.1
 Context = aio.ServicerContext[Any, Any]
 
 
-class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
+class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceServicer):
     """Reads the reconciler's state, posts messages to it, and changes nothing itself."""
 
     def __init__(self, reconciler: Reconciler, runtime: Runtime) -> None:
@@ -76,12 +77,13 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
             generation=pb.Generation(incarnation=fleet.boot, n=fleet.generation),
             whole=whole,
             settled=fleet.settled,
-            catalog_generation=pb.Generation(incarnation=fleet.boot, n=1),
+            catalog_generation=pb.Generation(incarnation=fleet.boot, n=fleet.config.generation),
             models=[
                 supply.model_supply(view, now)
                 for name, view in fleet.views.items()
                 if whole or fleet.changed_at[name] > stream.sent
             ],
+            removed_models=[name for name, at in fleet.removed_at.items() if not whole and at > stream.sent],
         )
         if stream.first:
             report.roster.extend(stream.roster or ())
@@ -99,8 +101,9 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         try:
             while True:
                 now = monotonic()
+                generation = fleet.boot, fleet.config.generation
                 yield supply.catalog_response(
-                    fleet.catalog, fleet.views, fleet.boot, fleet.node, now - fleet.began
+                    fleet.catalog, fleet.views, generation, fleet.node, now - fleet.began
                 )
                 await changed.wait()
                 await asyncio.sleep(TICK)

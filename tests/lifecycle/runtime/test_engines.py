@@ -155,7 +155,7 @@ def test_external_servers_have_no_command() -> None:
         {"source": "other"},
         {"env": {"A": "2"}},
         {"extra_args": ()},
-        {"aliases": ()},
+        {"upstream_model": "u"},
         {"max_num_seqs": 8},
         {"vram_mib": 1},
         {"executable": "vllm2"},
@@ -170,7 +170,13 @@ def test_a_signature_changes_with_what_shapes_the_server(change: dict[str, objec
 def test_a_signature_stays_with_what_does_not_touch_the_server() -> None:
     """Limits and times are the service's own: changing them restarts nothing."""
     changed = replace(
-        VLLM, idle_timeout=1.0, max_concurrent=3, max_queue=3, instances=2, request_defaults={"a": 1}
+        VLLM,
+        idle_timeout=1.0,
+        max_concurrent=3,
+        max_queue=3,
+        instances=2,
+        request_defaults={"a": 1},
+        aliases=(),
     )
     assert ENGINES["vllm"].signature(changed) == ENGINES["vllm"].signature(VLLM)
     command = Model("m", command=("a",))

@@ -34,6 +34,18 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Files:
+    """A model's files as its server sees them, if they were downloaded for it."""
+
+    model: str = ""
+    """The first, or only, one; empty = the server gets at the model's source by itself."""
+    projector: str = ""
+    """What a model that sees images needs beside it; empty = none."""
+    hub_cache: str = ""
+    """Where the hub's library in the server shall look; empty = where it does anyway."""
+
+
+@dataclass(frozen=True)
 class Placement:
     """Where a server will be."""
 
@@ -42,6 +54,7 @@ class Placement:
     devices: tuple[Device, ...]
     reserved_mib: int
     """Memory reserved for it per card, in MiB; 0 = unknown."""
+    files: Files = Files()
 
 
 class Engine(Protocol):

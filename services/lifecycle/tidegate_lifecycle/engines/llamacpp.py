@@ -14,6 +14,7 @@ from tidegate_lifecycle.engines.base import (
     in_image,
     visible_devices,
 )
+from tidegate_lifecycle.hub.source import InRepo, Local, Url, parse
 from tidegate_lifecycle.probes import Health, Probe
 
 _FLAGS = """
@@ -41,7 +42,7 @@ class LlamaCppEngine:
         """
         image_entrypoint = bool(model.image) and not model.executable
         program = [] if image_entrypoint else [model.executable or "llama-server"]
-        argv = [*program, *source(model.source)]
+        argv = [*program, *_model(model, placement)]
         argv += ["--host", placement.host, "--port", str(placement.port), "--alias", model.served_name]
         argv += [*_options(model), "--metrics"]
         if placement.devices and all(device.visible_as for device in placement.devices):
@@ -69,20 +70,22 @@ class LlamaCppEngine:
 
 
 def source(text: str) -> list[str]:
-    """How llama-server is told where the model is.
-
-    1. A URL. 2. A file: its path is absolute or begins with `.` or `~`, or is a name, or folder/name, that
-    ends in .gguf. 3. A file of a repository: org/repo/file.gguf. 4. A repository, with :QUANT if given.
-    """
-    if text.startswith(("http://", "https://")):  # 1
+    """How llama-server is told where the model is, when it is to fetch it itself."""
+    meant = parse(text)
+    if isinstance(meant, Url):
         return ["--model-url", text]
-    is_file = text.lower().endswith(".gguf")
-    if text.startswith(("/", ".", "~")) or (is_file and text.count("/") < 2):  # 2
+    if isinstance(meant, Local):
         return ["-m", os.path.expanduser(text) if text.startswith("~") else text]
-    if is_file:  # 3
-        owner, name, file = text.split("/", 2)
-        return ["--hf-repo", f"{owner}/{name}", "--hf-file", file]
-    return ["-hf", text]  # 4
+    if isinstance(meant, InRepo):
+        return ["--hf-repo", meant.repo, "--hf-file", meant.path]
+    return ["-hf", text]
+
+
+def _model(model: Model, placement: Placement) -> list[str]:
+    files = placement.files
+    if not files.model:
+        return source(model.source)
+    return ["-m", files.model, *(["--mmproj", files.projector] if files.projector else [])]
 
 
 def _options(model: Model) -> list[str]:

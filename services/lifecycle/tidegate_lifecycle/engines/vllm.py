@@ -46,9 +46,9 @@ class VllmEngine:
         self._gpu = any(map(os.path.exists, _GPU_NODES)) if gpu is None else gpu
 
     def command(self, model: Model, placement: Placement) -> Command:
-        """It serves the model's name, its aliases and its upstream name, so that no body is rewritten."""
+        """It serves the upstream name, which the edge says; name and aliases too, to whoever asks itself."""
         local = model.source.startswith("~") and not model.image
-        source = os.path.expanduser(model.source) if local else model.source
+        source = placement.files.model or (os.path.expanduser(model.source) if local else model.source)
         argv = [model.executable or "vllm", "serve", source]
         argv += ["--host", placement.host, "--port", str(placement.port)]
         argv += ["--served-model-name", *_names(model)]
@@ -60,17 +60,19 @@ class VllmEngine:
         if len(placement.devices) > 1:
             argv += ["--tensor-parallel-size", str(len(placement.devices))]
         argv += _options(model)
+        cache = {"HF_HUB_CACHE": placement.files.hub_cache} if placement.files.hub_cache else {}
         return Command(
             (*argv, *model.extra_args),
-            {**hub_environment(self._environ), **visible_devices(model, placement)},
+            {**hub_environment(self._environ), **cache, **visible_devices(model, placement)},
             hub=True,
         )
 
     def signature(self, model: Model) -> str:
-        """All that reaches the command line or its environment, where and how large aside."""
+        """All that reaches the command line or its environment, where and how large aside; aliases too, which
+        the edge translates."""
         memory = [model.vram_mib, model.vram_share, model.tensor_parallel_size]
         argv = [model.executable or "vllm", model.source, *_options(model), *model.extra_args]
-        shape = {"engine": self.name, "argv": argv, "names": _names(model), "memory": memory}
+        shape = {"engine": self.name, "argv": argv, "name": model.served_name, "memory": memory}
         return digest({**shape, "env": dict(model.env), **in_image(model)})
 
     def default_slots(self, model: Model) -> int | None:

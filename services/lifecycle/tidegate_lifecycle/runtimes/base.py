@@ -136,6 +136,9 @@ class Runtime(Protocol):
         error. A second call joins the first; it can hasten it, never slow it down.
         """
 
+    async def processes(self, server: Server) -> frozenset[int]:
+        """Pids of all that the server consists of, as the host has them; empty = they can't be told."""
+
     async def list(self) -> Servers:
         """The servers that run, whoever started them; what is left of dead ones is swept away."""
 

@@ -193,6 +193,17 @@ class DockerRuntime:
 
     # Seeing
 
+    async def processes(self, server: Server) -> frozenset[int]:
+        """What `docker top` shows."""
+        own = self._servers.get(server.instance_id)
+        if own is None or own.ended.done():
+            return frozenset()
+        try:
+            return await self._ours.processes(own.container_id)
+        except DockerFailed as error:
+            log.debug("container.unreadable", instance=server.instance_id, reason=str(error))
+            return frozenset()
+
     async def list(self) -> Servers:
         """Adopts what runs; removes what has ended, its last lines kept. DockerFailed without an answer."""
         for found in await self._ours.listing():
