@@ -21,6 +21,7 @@ from tidegate_lifecycle.configfile import ConfigFile
 from tidegate_lifecycle.devices import Devices, HostSmi, Smi
 from tidegate_lifecycle.devices.smi import PROGRAM
 from tidegate_lifecycle.devices.watch import DeviceWatch
+from tidegate_lifecycle.estimating import Estimator
 from tidegate_lifecycle.fleet import Fleet
 from tidegate_lifecycle.footprints.meter import Meter
 from tidegate_lifecycle.footprints.store import FootprintStore
@@ -30,6 +31,7 @@ from tidegate_lifecycle.hub.prepare import Preparer
 from tidegate_lifecycle.keeper import Prepare, Tools
 from tidegate_lifecycle.link import Link
 from tidegate_lifecycle.messages import Shutdown
+from tidegate_lifecycle.modelfiles import ModelFiles
 from tidegate_lifecycle.probes import Probe
 from tidegate_lifecycle.reconciler import Reconciler
 from tidegate_lifecycle.runtimes.base import Runtime
@@ -92,12 +94,18 @@ def runtime_of(loaded: Loaded) -> Runtime:
     )
 
 
-def prepare_of(loaded: Loaded) -> Prepare:
-    """What downloads models' files: into the cache that processes look in, or that containers mount."""
+def cache_of(loaded: Loaded) -> Cache:
+    """The hub's cache: the one that processes look in, or that containers mount."""
     folder, given = loaded.hub_cache, "hf_cache" in loaded.lifecycle.model_fields_set
-    if loaded.lifecycle.runtime == "docker":
-        return prepare.nothing if folder is None else Preparer(Cache.at(folder), HUB_FOLDER).prepare
-    return Preparer(Cache.at(folder) if given and folder is not None else Cache.of(os.environ)).prepare
+    named = given or loaded.lifecycle.runtime == "docker"
+    return Cache.of(os.environ) if folder is None or not named else Cache.at(folder)
+
+
+def prepare_of(loaded: Loaded) -> Prepare:
+    """What downloads models' files."""
+    if loaded.lifecycle.runtime == "process":
+        return Preparer(cache_of(loaded)).prepare
+    return prepare.nothing if loaded.hub_cache is None else Preparer(cache_of(loaded), HUB_FOLDER).prepare
 
 
 def smi_of(loaded: Loaded, runtime: Runtime) -> Smi:
@@ -142,6 +150,9 @@ async def serve(loaded: Loaded, stop: asyncio.Event, hangup: asyncio.Event) -> N
         meter = Meter(devices, smi, runtime, settings.footprints) if readings else None
         fleet.footprints.open(kept, meter, await kept.load())
         reconciler = Reconciler(fleet)
+        files = ModelFiles(cache_of(loaded), loaded.folder)
+        reconciler.estimator = Estimator(files.shape, reconciler.post)
+        stack.push_async_callback(reconciler.estimator.close)
         servicer = LifecycleServicer(reconciler, runtime)
         server = Server(settings.listen, "lifecycle.listen", [SERVICE])
         lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server(servicer, server.server)

@@ -6,12 +6,13 @@ import asyncio
 from dataclasses import dataclass, field
 
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
-from tidegate_lifecycle.catalog import Catalog
+from tidegate_lifecycle.catalog import Catalog, Model
 from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.footprints.record import Footprint
 from tidegate_lifecycle.footprints.verdict import Discarded
 from tidegate_lifecycle.hub.prepare import Progress
 from tidegate_lifecycle.link import Stream
+from tidegate_lifecycle.needs import Estimate
 from tidegate_lifecycle.probes import Load
 from tidegate_lifecycle.world import Policy
 
@@ -102,6 +103,15 @@ class DevicesRead:
     devices: tuple[Device, ...]
     began: float
     """When the reading was begun, monotonic seconds."""
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """What a model's files say that it needs, or why they don't."""
+
+    model: Model
+    """With the settings for which it was reckoned."""
+    estimate: Estimate
 
 
 @dataclass(frozen=True)
@@ -211,6 +221,7 @@ Message = (
     | DemandCame
     | StreamEnded
     | DevicesRead
+    | Estimated
     | Learned
     | Shutdown
     | Order

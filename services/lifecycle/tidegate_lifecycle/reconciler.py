@@ -19,6 +19,7 @@ from tidegate_lifecycle import messages as m
 from tidegate_lifecycle import metrics, renewal
 from tidegate_lifecycle.adoption import Found
 from tidegate_lifecycle.budget import Ledger
+from tidegate_lifecycle.estimating import Estimator, keep_up, take_estimate
 from tidegate_lifecycle.fleet import Fleet, no_device, refused
 from tidegate_lifecycle.instance import Drain, DrainCause, Instance, InstanceState
 from tidegate_lifecycle.keeper import Tools
@@ -42,6 +43,8 @@ class Reconciler:
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
+        self.estimator: Estimator | None = None
+        """Reckons what models need; None = nobody does."""
         self.mailbox: asyncio.Queue[m.Message] = asyncio.Queue()
         self.settled = asyncio.Event()
         """The first reconcile is done."""
@@ -58,6 +61,7 @@ class Reconciler:
             m.DemandCame: self._demand_came,
             m.StreamEnded: self._stream_ended,
             m.DevicesRead: self._devices_read,
+            m.Estimated: self._estimated,
             m.Learned: self._learned,
             m.Order: self._order,
             m.DeviceOrder: self._device_order,
@@ -243,6 +247,9 @@ class Reconciler:
             else:
                 self.fleet.stop(instance, now, "the service stops")
 
+    def _estimated(self, message: m.Estimated, now: float) -> None:
+        take_estimate(self.fleet, message)
+
     def _order(self, message: m.Order, now: float) -> None:
         """An operator's order: carried out by the plan that follows, or refused in numbers."""
         name = message.model
@@ -301,6 +308,8 @@ class Reconciler:
 
     def _reconcile(self, now: float) -> float:
         """One turn; returns when to plan again at the latest."""
+        if self.estimator is not None:
+            keep_up(self.fleet, self.estimator)
         loading = {i.model for i in self.fleet.instances.values() if i.state is InstanceState.STARTING}
         # At the end of a back-off its reason is taken back, though nobody may wait.
         retry_at = self.fleet.circuits.forgive(now, loading)
@@ -328,6 +337,10 @@ class Reconciler:
                 self.fleet.keepers[instance.id].sampler.ask()
 
     def _act(self, decided: Plan, now: float) -> None:
+        for name, wait in decided.waits.items():
+            before = self.fleet.waits.get(name)
+            if wait.refuses and (before is None or before.reason is not wait.reason):
+                self.fleet.events.add(now, wait.reason.value, name, "", wait.text)
         self.fleet.intents, self.fleet.waits = decided.intents, dict(decided.waits)
         for action in decided.actions:
             if isinstance(action, Start):
