@@ -27,7 +27,7 @@ TARGET = 0.01
 
 def run(seconds: float) -> None:
     """Prints the table; all of it takes about `seconds`."""
-    table = Table(f"A plan for {MODELS} models on {CARDS} cards", "world", "plans", "p50", "p99", "actions")
+    table = Table(f"A plan for {MODELS} models on {CARDS} cards", "world", "plans", "least", "p50", "p99", "actions")
     for words, make in WORLDS.items():
         world = make(random.Random(words))
         times, actions = list(_plans(world, seconds / len(WORLDS))), len(plan(world, NOW).actions)
@@ -35,6 +35,7 @@ def run(seconds: float) -> None:
         table.row(
             words,
             len(times),
+            ms(min(times)),
             ms(half),
             ms(quantile(times, 0.99)),
             actions,
