@@ -18,6 +18,12 @@ INFO 05-01 08:00:01 [gpu_model_runner.py:1347] Model loading took 15.2683 GiB an
 INFO 05-01 08:00:09 [kv_cache_utils.py:634] GPU KV cache size: 350,464 tokens
 INFO 05-01 08:00:09 [kv_cache_utils.py:637] Maximum concurrency for 40,960 tokens per request: 8.56x
 """.splitlines()
+REAL = """
+(Worker pid=4676) INFO 11-21 16:11:35 Explicitly set (1.0/9.34) GiB for KV cache on node 0.
+(EngineCore pid=4000) INFO [kv_cache_utils.py:2327] CPU KV cache size: 1,048,576 tokens, Maximum concurrency \
+for 2,048 tokens per request: 512.00x
+""".splitlines()
+"""vLLM 0.32 on a CPU, which tells nothing of what it has left."""
 TWO_CARDS = """
 (Worker_TP0 pid=80) INFO [gpu_model_runner.py:2653] Model loading took 7.64 GiB memory and 4.2 seconds
 (Worker_TP1 pid=81) INFO [gpu_model_runner.py:2653] Model loading took 7.70 GiB memory and 4.3 seconds
@@ -37,6 +43,13 @@ def test_all_figures_are_read_from_one_line_or_two() -> None:
     assert old == MemoryReport(15635, None, 350_464, 40_960, 8.56)
     assert new.one_sequence_mib == 5758
     assert old.one_sequence_mib is None
+
+
+def test_what_a_real_server_said() -> None:
+    """1 GiB for 2 layers × 2 heads × 64 elements of 4 bytes = 1,024 bytes per token."""
+    assert memory_report(REAL) == MemoryReport(
+        kv_tokens=2**30 // 1024, request_tokens=2048, concurrency=512.0
+    )
 
 
 def test_of_several_cards_the_fullest_counts() -> None:

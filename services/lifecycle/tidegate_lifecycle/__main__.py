@@ -17,9 +17,11 @@ from tidegate_chassis.config import ConfigError, Problem, effective
 from tidegate_chassis.rpc import Server
 from tidegate_lifecycle import metrics
 from tidegate_lifecycle.adoption import judge
+from tidegate_lifecycle.configfile import ConfigFile
 from tidegate_lifecycle.devices import Devices, HostSmi, Smi
 from tidegate_lifecycle.devices.smi import PROGRAM
 from tidegate_lifecycle.devices.watch import DeviceWatch
+from tidegate_lifecycle.estimating import Estimator
 from tidegate_lifecycle.fleet import Fleet
 from tidegate_lifecycle.footprints.meter import Meter
 from tidegate_lifecycle.footprints.store import FootprintStore
@@ -29,6 +31,7 @@ from tidegate_lifecycle.hub.prepare import Preparer
 from tidegate_lifecycle.keeper import Prepare, Tools
 from tidegate_lifecycle.link import Link
 from tidegate_lifecycle.messages import Shutdown
+from tidegate_lifecycle.modelfiles import ModelFiles
 from tidegate_lifecycle.probes import Probe
 from tidegate_lifecycle.reconciler import Reconciler
 from tidegate_lifecycle.runtimes.base import Runtime
@@ -36,9 +39,8 @@ from tidegate_lifecycle.runtimes.docker.container import HUB_FOLDER, DockerOptio
 from tidegate_lifecycle.runtimes.docker.runtime import DockerRuntime
 from tidegate_lifecycle.runtimes.process import ProcessRuntime
 from tidegate_lifecycle.service import SERVICE, LifecycleServicer
-from tidegate_lifecycle.settings import Loaded, load, problems
+from tidegate_lifecycle.settings import Loaded, load, policy, problems
 from tidegate_lifecycle.store import Store
-from tidegate_lifecycle.world import Policy
 
 log = structlog.get_logger("tidegate.lifecycle")
 
@@ -59,7 +61,8 @@ def main() -> int:
     config = process.command_line("lifecycle", problems)
     loaded = load(config)
     telemetry.set_up("lifecycle", loaded.telemetry)
-    status = process.run(lambda stop: sweep(loaded) if sweeping else serve(loaded, stop))
+    hangup = asyncio.Event()
+    status = process.run(lambda stop: sweep(loaded) if sweeping else serve(loaded, stop, hangup), hangup)
     telemetry.shut_down()
     return status
 
@@ -91,12 +94,18 @@ def runtime_of(loaded: Loaded) -> Runtime:
     )
 
 
-def prepare_of(loaded: Loaded) -> Prepare:
-    """What downloads models' files: into the cache that processes look in, or that containers mount."""
+def cache_of(loaded: Loaded) -> Cache:
+    """The hub's cache: the one that processes look in, or that containers mount."""
     folder, given = loaded.hub_cache, "hf_cache" in loaded.lifecycle.model_fields_set
-    if loaded.lifecycle.runtime == "docker":
-        return prepare.nothing if folder is None else Preparer(Cache.at(folder), HUB_FOLDER).prepare
-    return Preparer(Cache.at(folder) if given and folder is not None else Cache.of(os.environ)).prepare
+    named = given or loaded.lifecycle.runtime == "docker"
+    return Cache.of(os.environ) if folder is None or not named else Cache.at(folder)
+
+
+def prepare_of(loaded: Loaded) -> Prepare:
+    """What downloads models' files."""
+    if loaded.lifecycle.runtime == "process":
+        return Preparer(cache_of(loaded)).prepare
+    return prepare.nothing if loaded.hub_cache is None else Preparer(cache_of(loaded), HUB_FOLDER).prepare
 
 
 def smi_of(loaded: Loaded, runtime: Runtime) -> Smi:
@@ -107,8 +116,9 @@ def smi_of(loaded: Loaded, runtime: Runtime) -> Smi:
     return runtime.smi(loaded.lifecycle.docker.smi_image)
 
 
-async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
-    """The service, from its first look at the machine to the last model server's end."""
+async def serve(loaded: Loaded, stop: asyncio.Event, hangup: asyncio.Event) -> None:
+    """The service, from its first look at the machine to the last model server's end. `hangup` is set when
+    the configuration is to be read again at once."""
     settings, folder = loaded.lifecycle, loaded.data_dir
     log.info("settings in effect", **effective(settings), models=sorted(loaded.catalog.models))
     async with contextlib.AsyncExitStack() as stack:
@@ -126,7 +136,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
         readings = await devices.open() if loaded.needs_devices else []
         fleet = Fleet(
             loaded.catalog,
-            Policy(settings.min_residency, settings.max_swap_wait, settings.drain_timeout),
+            policy(settings),
             loaded.folder,
             boot,
             Link(boot, await store.roster(), await store.no_admission()),
@@ -140,6 +150,9 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
         meter = Meter(devices, smi, runtime, settings.footprints) if readings else None
         fleet.footprints.open(kept, meter, await kept.load())
         reconciler = Reconciler(fleet)
+        files = ModelFiles(cache_of(loaded), loaded.folder)
+        reconciler.estimator = Estimator(files.shape, reconciler.post)
+        stack.push_async_callback(reconciler.estimator.close)
         servicer = LifecycleServicer(reconciler, runtime)
         server = Server(settings.listen, "lifecycle.listen", [SERVICE])
         lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server(servicer, server.server)
@@ -149,13 +162,17 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
         found = await judge(await runtime.list(), loaded.catalog, readings, probe)
         tools = Tools(runtime, probe, reconciler.post, prepare_of(loaded))
         work = asyncio.ensure_future(reconciler.run(tools, found))
-        upkeep = asyncio.ensure_future(_keep_house(runtime))
-        reading = asyncio.ensure_future(_read_devices(devices, reconciler))
-        stack.push_async_callback(_end, fleet, work, upkeep, reading)
+        tasks = (
+            work,
+            asyncio.ensure_future(_keep_house(runtime)),
+            asyncio.ensure_future(_read_devices(devices, reconciler)),
+            asyncio.ensure_future(ConfigFile(loaded, reconciler.post).run(hangup)),
+        )
+        stack.push_async_callback(_end, fleet, *tasks)
         await _first(asyncio.ensure_future(reconciler.settled.wait()), work)
         await server.set_serving(True)
         log.info("listening", address=address, boot=boot, adopted=sum(not item.unwanted for item in found))
-        await _first(asyncio.ensure_future(stop.wait()), work, upkeep, reading)
+        await _first(asyncio.ensure_future(stop.wait()), *tasks)
         await server.set_serving(False)
         if settings.on_stop == "stop":
             reconciler.post(Shutdown(DRAIN))

@@ -51,6 +51,8 @@ class Words:
 
     def needs(self, need: Need) -> str:
         """What it needs, on how many devices, and from where that is known."""
+        if need.pending:
+            return "what it needs is being read from its files"
         options = self.places.groups(need)
         if not options:
             return self.too_large(need)
@@ -114,12 +116,20 @@ def _each(count: int) -> str:
 
 def _source(need: Need, card: Card, count: int) -> str:
     source = need.source(card, count)
-    if source is Source.ESTIMATED and need.estimate.why:
-        return f" (estimated: {need.estimate.why})"
+    if source is Source.ESTIMATED:
+        return f" ({_estimated(need, card, count)})"
     if source is Source.UNKNOWN:
         why = f": {need.estimate.why}" if need.estimate.why else ""
         return f" (its need isn't known{why})"
     return f" ({source.value})"
+
+
+def _estimated(need: Need, card: Card, count: int) -> str:
+    """ "estimated: how it came about; 88 GiB were asked for, 19 would do for one sequence"."""
+    full, least = need.estimate.mib[count], need.estimate.least.get(count, 0)
+    shrunk = f"{gib(full)} GiB were asked for, {gib(least)} would do for one sequence"
+    parts = [need.estimate.why, shrunk if full > need.on(card, count) else ""]
+    return ": ".join(filter(None, ["estimated", "; ".join(filter(None, parts))]))
 
 
 def span(seconds: float) -> str:

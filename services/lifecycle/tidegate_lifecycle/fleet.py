@@ -9,7 +9,7 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tidegate_lifecycle.budget import Card, Intent, Ledger
 from tidegate_lifecycle.catalog import Catalog, Model
 from tidegate_lifecycle.circuits import Circuits
 from tidegate_lifecycle.devices import Device
-from tidegate_lifecycle.engines import ENGINES
+from tidegate_lifecycle.engines import ENGINES, shape
 from tidegate_lifecycle.engines.base import Files, Placement
 from tidegate_lifecycle.events import Events
 from tidegate_lifecycle.footprints.desk import Desk
@@ -42,7 +42,7 @@ from tidegate_lifecycle.planner import plan
 from tidegate_lifecycle.runtimes.base import StartSpec
 from tidegate_lifecycle.start_deadline import start_deadline
 from tidegate_lifecycle.store import Store
-from tidegate_lifecycle.supply import ModelView, view
+from tidegate_lifecycle.supply import ModelView, farewell, view
 from tidegate_lifecycle.world import (
     Policy,
     Start,
@@ -56,6 +56,20 @@ EXTERNAL_PATIENCE = 5.0
 """Seconds that tickets wait for the first health check of an external server."""
 SHUTDOWN_GRACE = 3.0
 """Seconds from SIGTERM to SIGKILL when the service stops."""
+
+
+@dataclass
+class Config:
+    """The configuration in effect, and what the file is like by now."""
+
+    generation: int = 1
+    """The catalogue's count."""
+    read_at: float = 0.0
+    """When it was last put into effect."""
+    problems: tuple[str, ...] = ()
+    """What is wrong with the file; empty = it is what is in effect."""
+    needs_restart: tuple[str, ...] = ()
+    """Keys of the file that only a restart puts into effect."""
 
 
 class Fleet:
@@ -82,6 +96,8 @@ class Fleet:
         self.load_times = load_times
         self.estimates: dict[str, Estimate] = {}
         """What the files of a model say that it needs."""
+        self.estimating: set[str] = set()
+        """Models whose files are being read for the first time."""
         self.footprints = Desk(self)
         self.node = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "node"
         self.events = Events()
@@ -96,12 +112,18 @@ class Fleet:
         self.pinned: set[str] = set()
         self.unload: set[str] = set()
         self.counts: dict[str, dict[str, int]] = {}
+        self.leaving: dict[str, Model] = {}
+        """Models that were taken out of the catalogue while servers of theirs exist."""
+        self._told_catalog = 1
+        self.removed_at: dict[str, int] = {}
+        """The generation that tells that a model is in the catalogue no more."""
         self.views: dict[str, ModelView] = {}
         self.changed_at: dict[str, int] = {}
         self.generation = 1
         self.catalog_watchers: set[asyncio.Event] = set()
         self.stopping = False
         self.began = monotonic()
+        self.config = Config(read_at=self.began)
         self.settled = False
         """The first reconcile is done."""
         self.tools: Tools
@@ -132,7 +154,8 @@ class Fleet:
 
     def need(self, model: Model) -> Need:
         """What one server of it needs, by all that is known."""
-        return need_of(model, self.estimates.get(model.name), self.footprints.needs().get(model.name))
+        known = self.estimates.get(model.name), self.footprints.needs().get(model.name)
+        return need_of(model, *known, model.name in self.estimating)
 
     def cards(self) -> tuple[Card, ...]:
         """The devices as the planner sees them."""
@@ -143,13 +166,31 @@ class Fleet:
         for kind, words in events:
             self.events.add(now, kind, message=words)
 
+    def renew_catalog(self, catalog: Catalog) -> None:
+        """Puts another catalogue in place. What runs isn't touched; the next `publish` tells it in any case:
+        admission holds back what was judged by a catalogue that it hasn't seen."""
+        known = {**self.leaving, **self.catalog.models}
+        self.leaving = {name: model for name, model in known.items() if name not in catalog.models}
+        self.catalog = catalog
+        self.config.generation += 1
+        for watcher in self.catalog_watchers:
+            watcher.set()
+
     def publish(self, now: float) -> None:
         """Compares each model's view with the last one; a new generation when any differs."""
         of: dict[str, list[Instance]] = {}
         for instance in self.instances.values():
             of.setdefault(instance.model, []).append(instance)
-        changed, urgent, states = [], False, False
-        for name, model in self.catalog.models.items():
+        renewed = self._told_catalog != self.config.generation
+        changed, urgent, states = [], renewed, False
+        self._told_catalog = self.config.generation
+        self.removed_at = {
+            name: at for name, at in self.removed_at.items() if name not in self.catalog.models
+        }
+        for name in [name for name in self.leaving if name not in of]:
+            self._forget(name)
+            renewed = urgent = True
+        for name, model in {**self.catalog.models, **self.leaving}.items():
             new = view(
                 model,
                 of.get(name, ()),
@@ -160,6 +201,8 @@ class Fleet:
                 now,
             )
             new = self.fetches.shown(new, of.get(name, ()), self.load_times.get(name))
+            if name in self.leaving:
+                new = farewell(new)
             old = self.views.get(name)
             if new == old:
                 continue
@@ -167,19 +210,28 @@ class Fleet:
             self.views[name] = new
             urgent = urgent or old is None or _shape(old) != _shape(new)
             states = states or old is None or old.state != new.state
-        if changed:
+        if changed or renewed:
             self.generation += 1
             self.changed_at.update(dict.fromkeys(changed, self.generation))
             for name in changed:
                 for instance in of.get(name, ()):
                     if not instance.generation:
                         instance.generation = self.generation
-        if self.link.stream is not None and (changed or self.link.stream.sent < 0):
+        if self.link.stream is not None and (changed or renewed or self.link.stream.sent < 0):
             self.link.stream.mark(urgent or self.link.stream.sent < 0)
         if states:
             for watcher in self.catalog_watchers:
                 watcher.set()
         self.measure()
+
+    def _forget(self, name: str) -> None:
+        """A model that was taken out of the catalogue has no server any more."""
+        del self.leaving[name]
+        self.views.pop(name, None)
+        self.changed_at.pop(name, None)
+        self.removed_at[name] = self.generation + 1
+        for state in InstanceState:
+            metrics.INSTANCES.remove_by_labels({"model": name, "state": state.name.lower()})
 
     def measure(self) -> None:
         metrics.ADMISSION_CONNECTED.set(1 if self.link.connected else 0)
@@ -230,6 +282,7 @@ class Fleet:
             since=now,
             last_used=now,
         )
+        instance.shape = shape(model)
         self._bound(instance, model)
         self.instances[instance.id] = instance
         self.footprints.started(instance, now)
@@ -285,7 +338,7 @@ class Fleet:
     def watch_external(self, model: Model, url: str, now: float) -> None:
         address = url.rstrip("/")
         instance = Instance(self._new_id(model.name), model.name, (), 0, now, since=now, last_used=now)
-        instance.address = address
+        instance.address, instance.shape = address, shape(model)
         instance.launched_at, instance.deadline_at = now, now + EXTERNAL_PATIENCE
         self.instances[instance.id] = instance
         keeper = ExternalKeeper(instance.id, model, ENGINES[model.engine], address, self.tools)
@@ -309,6 +362,7 @@ class Fleet:
         instance.address, instance.pid, instance.adopted = server.address, server.pid, True
         self.instances[instance.id] = instance
         model = self.catalog.models.get(server.model) or Model(server.model)
+        instance.shape = shape(model)
         keeper = Keeper(instance.id, model, ENGINES[model.engine], self.tools)
         self.keepers[instance.id] = keeper
         instance.launched_at = instance.ordered_at

@@ -6,12 +6,15 @@ import asyncio
 from dataclasses import dataclass, field
 
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
+from tidegate_lifecycle.catalog import Catalog, Model
 from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.footprints.record import Footprint
 from tidegate_lifecycle.footprints.verdict import Discarded
 from tidegate_lifecycle.hub.prepare import Progress
 from tidegate_lifecycle.link import Stream
+from tidegate_lifecycle.needs import Estimate
 from tidegate_lifecycle.probes import Load
+from tidegate_lifecycle.world import Policy
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,15 @@ class DevicesRead:
 
 
 @dataclass(frozen=True)
+class Estimated:
+    """What a model's files say that it needs, or why they don't."""
+
+    model: Model
+    """With the settings for which it was reckoned."""
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
 class Learned:
     """The learned load time of a model, in seconds."""
 
@@ -175,6 +187,23 @@ class DeviceOrder:
 
 
 @dataclass(frozen=True)
+class Reloaded:
+    """The configuration file has changed, was checked as a whole, and is to be put into effect."""
+
+    catalog: Catalog
+    policy: Policy
+    needs_restart: tuple[str, ...] = ()
+    """Keys that have changed and that only a restart of the service puts into effect."""
+
+
+@dataclass(frozen=True)
+class ConfigRefused:
+    """The configuration file has changed and can't be used: what is wrong with it, one problem each."""
+
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Broke:
     """A task of the service ended with an exception: fatal."""
 
@@ -192,6 +221,7 @@ Message = (
     | DemandCame
     | StreamEnded
     | DevicesRead
+    | Estimated
     | Learned
     | Shutdown
     | Order
@@ -200,5 +230,7 @@ Message = (
     | FootprintOrder
     | FootprintsKept
     | DeviceOrder
+    | Reloaded
+    | ConfigRefused
     | Broke
 )

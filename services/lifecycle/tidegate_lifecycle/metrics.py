@@ -52,6 +52,17 @@ DEVICE_SETTLING = Gauge(
 ADMISSION_CONNECTED = Gauge(
     "tidegate_admission_connected", "1 while an admission is connected.", registry=REGISTRY
 )
+CONFIG_READ = Counter(
+    "tidegate_config_reads_total",
+    "Changes of the configuration file, by what became of them: taken or refused.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+CONFIG_REFUSED = Gauge(
+    "tidegate_config_refused",
+    "1 while the configuration file can't be used and the one before it is in effect.",
+    registry=REGISTRY,
+)
 OVERCOMMITTED = Counter(
     "tidegate_device_overcommitted_total",
     "Plans after which reservations exceeded a device's budget; stays 0.",

@@ -121,14 +121,13 @@ class _Sites:
 
     @classmethod
     def of(cls, need: Need, group: Group) -> _Sites:
-        """Equal cards differ in what others use of them, which counts where the need isn't known."""
-        first = group.cards[0]
-        unknown, mib = need.source(first, group.count) is Source.UNKNOWN, need.on(first, group.count)
+        """Equal cards may differ in what others use of them."""
+        steady, mib = need.steady(group.count), need.on(group.cards[0], group.count)
         return cls(
             group.count,
-            unknown,
+            need.source(group.cards[0], group.count) is Source.UNKNOWN,
             tuple(
-                (card, need.on(card, group.count) if unknown else mib)
+                (card, mib if steady else need.on(card, group.count))
                 for card in group.cards
                 if not card.closed
             ),

@@ -42,8 +42,8 @@ def plan(world: World, now: float) -> Plan:
     3. Models without a server, in turn: begun intents, `always_on`, the oldest ticket, orders, interest.
        Each is started, or gets room made, or waits with a reason (`_place`).
     4. One more instance for tickets that wait beside busy ones, in free memory only.
-    5. Idle and unloaded ones begin to drain, those on a device that an operator has taken back, and the
-       youngest of a model that has more than its `instances`.
+    5. Idle, unloaded and replaced ones begin to drain, those on a device that an operator has taken back, and
+       the youngest of a model that has more than its `instances`.
     6. Victims whose beneficiary found room elsewhere in this very plan return.
     While admission is away or unsettled, the stops of 2, the evictions of 3, and 5 are left out.
     """
@@ -82,7 +82,7 @@ class _Planner:
         for model in self.world.catalog.values() if self.world.settled else ():  # 5
             self._end_surplus(model)
         for name, need in self.needs.items():
-            if not self.places.groups(need):  # said before anybody asks: refused at once
+            if not need.pending and not self.places.groups(need):  # said before anybody asks
                 self.waits[name] = WaitReason.NEVER_FITS, None
         self._return_the_spared()  # 6
         intents = tuple(self.ledger.intents.values())
@@ -137,7 +137,7 @@ class _Planner:
 
     def _spared(self, item: Instance) -> bool:
         """It drains for another model, which doesn't need its room (any more)."""
-        if item.drain is None or item.drain.cause is not DrainCause.EVICTION:
+        if item.replaced or item.drain is None or item.drain.cause is not DrainCause.EVICTION:
             return False
         intent = self.ledger.intents.get(item.drain.beneficiary)
         return intent is None or item.id not in intent.victims
@@ -148,8 +148,9 @@ class _Planner:
         wanted_again = demand.waiting > 0 or demand.interest_until > self.now
         kept = self.victims.keeps_room(item) and drain.cause in (DrainCause.IDLE, DrainCause.EVICTION)
         used = drain.cause is DrainCause.IDLE and (wanted_again or item.leases > 0)
-        obsolete = self._spared(item) or kept or used or drain.cause is DrainCause.DEVICE
-        if obsolete and not self._taken(item):
+        back = drain.cause in (DrainCause.DEVICE, DrainCause.RELOAD)  # the device, or the configuration, is
+        obsolete = self._spared(item) or kept or used or back
+        if obsolete and not item.replaced and not self._taken(item):
             self.actions.append(Undrain(item.id))
             self.returned.add(item.model)
             return
@@ -194,14 +195,20 @@ class _Planner:
     def _place(self, model: Model) -> None:
         """One model's turn.
 
+        0. What it needs is being read from its files: it waits for that, seconds at most.
+        0. What it needs is just being read from its files: it waits for that.
         1. Larger than any card's budget: never; nothing is evicted for it.
         2. In back-off: it waits; an `always_on` one keeps its room.
         3. It fits now: it starts, unless another server starts or stops there (the card gate).
-        4. Its intent was begun: it waits for the rest of its victims.
-        5. Even without all that may go there is no room: no capacity.
-        6. Others must go: they are told when their shield is over; until then the room is claimed.
+        4. A server of its former configuration is still there: that one makes room, and no other model.
+        5. Its intent was begun: it waits for the rest of its victims.
+        6. Even without all that may go there is no room: no capacity.
+        7. Others must go: they are told when their shield is over; until then the room is claimed.
         """
         need = self.needs[model.name]
+        if need.pending:  # 0
+            self.waits[model.name] = WaitReason.ESTIMATING, None
+            return
         if not self.places.groups(need):  # 1
             self.waits[model.name] = WaitReason.NEVER_FITS, None
             return
@@ -212,14 +219,16 @@ class _Planner:
             self.waits[model.name] = WaitReason.BACK_OFF, None
         elif chosen is not None:  # 3
             self._start(model, chosen)
-        elif self._underway(model):  # 4
+        elif any(item.replaced for item in self.of.get(model.name, ())):  # 4
+            self.waits[model.name] = WaitReason.ROOM, None
+        elif self._underway(model):  # 5
             self._wait(WaitReason.ROOM, self.ledger.intents[model.name], self.now)
-        elif not self.places.conceivable(need):  # 5
+        elif not self.places.conceivable(need):  # 6
             # Room that is claimed for others, or given to one in this very plan, comes free again in turn.
             ledger = self.ledger
             held = any(ledger.claimed(card, model.name) or ledger.started[card] for card in ledger.cards)
             self.waits[model.name] = WaitReason.ROOM if held else WaitReason.NO_CAPACITY, None
-        else:  # 6
+        else:  # 7
             self._make_room(model, need)
 
     def _underway(self, model: Model) -> bool:
@@ -251,7 +260,7 @@ class _Planner:
             self.ledger.start(spot.card.id, spot.need)
         needs = Words(self.places).needs(self.needs[model.name])
         reason = placed(needs, [(spot.card.id, spot.left) for spot in chosen.spots])
-        mib = max(spot.need for spot in chosen.spots)
+        mib = min(spot.need for spot in chosen.spots)
         self.actions.append(Start(model.name, chosen.devices, mib, reason))
 
     def _make_room(self, model: Model, need: Need) -> None:
@@ -324,10 +333,15 @@ class _Planner:
 
     def _end_idle(self, item: Instance) -> None:
         model = self.world.catalog.get(item.model)
-        if item.state is not InstanceState.READY or (model is not None and model.external):
+        if item.state is not InstanceState.READY:
             return
         claimed = any(item.id in intent.victims and intent.begun for intent in self.ledger.intents.values())
         if claimed:
+            return
+        if item.replaced:
+            self.actions.append(StartDrain(item.id, DrainCause.RELOAD, item.replaced))
+            return
+        if model is not None and model.external:
             return
         if item.model in self.world.unload:
             self.actions.append(StartDrain(item.id, DrainCause.UNLOAD, "an operator unloads it"))

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
 
 from tidegate_chassis.process import monotonic
 from tidegate_lifecycle import messages as m
-from tidegate_lifecycle import metrics
+from tidegate_lifecycle import metrics, renewal
 from tidegate_lifecycle.adoption import Found
 from tidegate_lifecycle.budget import Ledger
+from tidegate_lifecycle.estimating import Estimator, keep_up, take_estimate
 from tidegate_lifecycle.fleet import Fleet, no_device, refused
-from tidegate_lifecycle.instance import Drain, DrainCause, InstanceState
+from tidegate_lifecycle.instance import Drain, DrainCause, Instance, InstanceState
 from tidegate_lifecycle.keeper import Tools
 from tidegate_lifecycle.planner import plan
 from tidegate_lifecycle.world import (
@@ -41,6 +43,8 @@ class Reconciler:
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
+        self.estimator: Estimator | None = None
+        """Reckons what models need; None = nobody does."""
         self.mailbox: asyncio.Queue[m.Message] = asyncio.Queue()
         self.settled = asyncio.Event()
         """The first reconcile is done."""
@@ -57,9 +61,12 @@ class Reconciler:
             m.DemandCame: self._demand_came,
             m.StreamEnded: self._stream_ended,
             m.DevicesRead: self._devices_read,
+            m.Estimated: self._estimated,
             m.Learned: self._learned,
             m.Order: self._order,
             m.DeviceOrder: self._device_order,
+            m.Reloaded: partial(renewal.take, self.fleet),
+            m.ConfigRefused: partial(renewal.refuse, self.fleet),
             m.Shutdown: self._shutdown,
             m.Broke: self._broke,
             **fleet.footprints.handlers,
@@ -116,13 +123,16 @@ class Reconciler:
         self.fleet.circuits.succeeded(instance.model)
         self.fleet.end_span(instance.id)
         self.fleet.footprints.ready(instance)
-        model = self.fleet.catalog.models[instance.model]
-        if not model.external and not instance.adopted:
+        if not self._external(instance) and not instance.adopted:
             took = now - instance.loads_since
             self.fleet.count(instance.model, "loads")
             metrics.LOADS.labels(instance.model).inc()
             metrics.LOAD_SECONDS.labels(instance.model).observe(took)
             self.fleet.spawn(self._remember(instance.model, took))
+
+    def _external(self, instance: Instance) -> bool:
+        """Its server runs elsewhere; also when its model has been changed since, or is gone."""
+        return self.fleet.keepers[instance.id].model.external
 
     async def _remember(self, model: str, seconds: float) -> None:
         self.post(m.Learned(model, await self.fleet.store.record_load(model, seconds)))
@@ -132,7 +142,7 @@ class Reconciler:
 
     def _start_ended(self, message: m.StartEnded, now: float) -> None:
         instance = self.fleet.instances[message.instance_id]
-        if self.fleet.catalog.models[instance.model].external:
+        if self._external(instance):
             self.fleet.unhealthy[instance.model] = message.text
             return
         if instance.state is not InstanceState.STARTING:
@@ -164,8 +174,10 @@ class Reconciler:
         drained, ready_at = instance.state is InstanceState.DRAINING, instance.ready_at or now
         self.fleet.to(instance, InstanceState.STOPPING, now, message.text)
         self.fleet.events.add(now, "died", instance.model, instance.id, message.text)
-        if self.fleet.catalog.models[instance.model].external:
+        if self._external(instance):
             self.fleet.unhealthy[instance.model] = message.text
+            return
+        if instance.replaced:  # it was to go; nothing is held against what comes after it
             return
         self.fleet.count(instance.model, "restarts")
         metrics.RESTARTS.labels(instance.model).inc()
@@ -186,7 +198,7 @@ class Reconciler:
         model = self.fleet.catalog.models.get(instance.model)
         if model is None or not any(other.model == instance.model for other in self.fleet.instances.values()):
             self.fleet.unload.discard(instance.model)
-        if model is not None and model.external and not self.fleet.stopping:
+        if model is not None and instance.address in renewal.addresses(model) and not self.fleet.stopping:
             self.fleet.watch_external(model, instance.address, now)
 
     def _sampled(self, message: m.Sampled, now: float) -> None:
@@ -230,18 +242,21 @@ class Reconciler:
             drain = Drain(DrainCause.SHUTDOWN, now, now + message.drain)
             if instance.state is InstanceState.DRAINING:
                 instance.drain = drain
-            elif (
-                instance.state is InstanceState.READY
-                and not self.fleet.catalog.models[instance.model].external
-            ):
+            elif instance.state is InstanceState.READY and not self._external(instance):
                 self.fleet.drain(instance, drain, "the service stops")
             else:
                 self.fleet.stop(instance, now, "the service stops")
+
+    def _estimated(self, message: m.Estimated, now: float) -> None:
+        take_estimate(self.fleet, message)
 
     def _order(self, message: m.Order, now: float) -> None:
         """An operator's order: carried out by the plan that follows, or refused in numbers."""
         name = message.model
         if message.done.done():
+            return
+        if name not in self.fleet.catalog.models:
+            message.done.set_exception(refused("REASON_NOT_FOUND", f"there is no model {name!r} any more"))
             return
         if self.fleet.stopping:
             message.done.set_exception(refused("REASON_DRAINING", "the service is stopping"))
@@ -293,6 +308,8 @@ class Reconciler:
 
     def _reconcile(self, now: float) -> float:
         """One turn; returns when to plan again at the latest."""
+        if self.estimator is not None:
+            keep_up(self.fleet, self.estimator)
         loading = {i.model for i in self.fleet.instances.values() if i.state is InstanceState.STARTING}
         # At the end of a back-off its reason is taken back, though nobody may wait.
         retry_at = self.fleet.circuits.forgive(now, loading)
@@ -334,7 +351,7 @@ class Reconciler:
                 self.fleet.to(self.fleet.instances[action.instance_id], InstanceState.READY, now)
             elif isinstance(action, Stop):
                 self._finish_drain(action, now)
-        self.fleet.ordered -= {i.model for i in self.fleet.instances.values() if i.serving}
+        self.fleet.ordered -= {i.model for i in self.fleet.instances.values() if i.serving and not i.replaced}
         for card, excess in Ledger(self.fleet.cards(), self.fleet.instances.values()).violation().items():
             metrics.OVERCOMMITTED.labels(card).inc()
             log.error("reservations exceed a device's budget", device=card, excess_mib=excess)

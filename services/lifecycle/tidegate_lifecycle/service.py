@@ -76,12 +76,13 @@ class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceS
             generation=pb.Generation(incarnation=fleet.boot, n=fleet.generation),
             whole=whole,
             settled=fleet.settled,
-            catalog_generation=pb.Generation(incarnation=fleet.boot, n=1),
+            catalog_generation=pb.Generation(incarnation=fleet.boot, n=fleet.config.generation),
             models=[
                 supply.model_supply(view, now)
                 for name, view in fleet.views.items()
                 if whole or fleet.changed_at[name] > stream.sent
             ],
+            removed_models=[name for name, at in fleet.removed_at.items() if not whole and at > stream.sent],
         )
         if stream.first:
             report.roster.extend(stream.roster or ())
@@ -99,8 +100,9 @@ class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceS
         try:
             while True:
                 now = monotonic()
+                generation = fleet.boot, fleet.config.generation
                 yield supply.catalog_response(
-                    fleet.catalog, fleet.views, fleet.boot, fleet.node, now - fleet.began
+                    fleet.catalog, fleet.views, generation, fleet.node, now - fleet.began
                 )
                 await changed.wait()
                 await asyncio.sleep(TICK)
@@ -157,7 +159,9 @@ class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceS
         if model.external:
             return pb.PlanPlacementResponse(problem="it runs elsewhere")
         told = explain(self.fleet.world(), model.name, monotonic())
-        return pb.PlanPlacementResponse(actions=told.steps, problem=told.problem, devices=told.devices)
+        return pb.PlanPlacementResponse(
+            actions=told.steps, problem=told.problem, devices=told.devices, need=told.needs
+        )
 
     async def WatchEvents(  # noqa: N802
         self, request: pb.WatchEventsRequest, context: Context

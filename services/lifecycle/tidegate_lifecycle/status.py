@@ -29,6 +29,10 @@ def snapshot(fleet: Fleet, now: float) -> pb.GetStatusResponse:
         instances=[_instance(item, now) for item in fleet.instances.values()],
         devices=[_device(fleet, device, cards[device.id], ledger, now) for device in fleet.devices.values()],
         admission_connected=fleet.link.connected,
+        catalog_generation=fleet.config.generation,
+        config_age_ms=millis(now - fleet.config.read_at),
+        config_problems=fleet.config.problems,
+        config_needs_restart=fleet.config.needs_restart,
     )
 
 
@@ -54,9 +58,6 @@ def _model(fleet: Fleet, model: Model, cards: dict[str, Card], now: float) -> pb
     wait = fleet.waits.get(model.name)
     if wait is not None and not status.message:
         status.message = f"waits ({wait.reason.value}): {wait.text}"
-    circuit = fleet.circuits.known.get(model.name)
-    if circuit is not None and not status.message:
-        status.message = f"the last start failed: {circuit.message}"
     return status
 
 

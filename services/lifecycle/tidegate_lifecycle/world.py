@@ -130,6 +130,8 @@ Action = Start | StartDrain | Undrain | Stop
 class WaitReason(enum.Enum):
     """Why a wanted model isn't started by this plan."""
 
+    ESTIMATING = "estimating"
+    """What it needs isn't known yet; its files are being read."""
     BACK_OFF = "back_off"
     GATE = "gate"
     """It fits, but another server starts or stops on those cards."""

@@ -1222,8 +1222,11 @@ class PlanPlacementResponse(_message.Message):
     ACTIONS_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    NEED_FIELD_NUMBER: _builtins.int
     problem: _builtins.str
     """Why it can't be placed now; empty = it can, or it runs."""
+    need: _builtins.str
+    """What one server of it needs of each of its cards, and how that is known, in words and numbers."""
     @_builtins.property
     def actions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The actions, in words and numbers, in their order."""
@@ -1238,10 +1241,11 @@ class PlanPlacementResponse(_message.Message):
         actions: _abc.Iterable[_builtins.str] | None = ...,
         problem: _builtins.str = ...,
         devices: _abc.Iterable[_builtins.str] | None = ...,
+        need: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "devices", b"devices", "problem", b"problem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "devices", b"devices", "need", b"need", "problem", b"problem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from tidegate_lifecycle.catalog import Model, digest
+from tidegate_lifecycle.engines import flags
 from tidegate_lifecycle.engines.base import (
     READY_TIMEOUT,
     Command,
@@ -17,18 +18,12 @@ from tidegate_lifecycle.engines.base import (
 from tidegate_lifecycle.hub.source import InRepo, Local, Url, parse
 from tidegate_lifecycle.probes import Health, Probe
 
-_FLAGS = """
-  -m --model -mu --model-url -hf -hfr --hf-repo -hff --hf-file --host --port --alias -a --api-key
-  --api-key-file --api-prefix --ssl-key-file --ssl-cert-file -c --ctx-size -np --parallel --metrics
-  --models-dir
-"""
-
 
 class LlamaCppEngine:
     """`llama-server`. Its context is shared by all slots, so it gets `max_model_len` for each of them."""
 
     name = "llamacpp"
-    owned_flags = frozenset(_FLAGS.split())
+    flags = flags.LLAMA_CPP
     stop_grace = 10.0
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
@@ -91,4 +86,5 @@ def _model(model: Model, placement: Placement) -> list[str]:
 def _options(model: Model) -> list[str]:
     slots = model.max_num_seqs or 1
     context = ["-c", str(model.max_model_len * slots)] if model.max_model_len else []
-    return [*context, "-np", str(slots)]
+    cache = ["-ctk", model.kv_cache_dtype, "-ctv", model.kv_cache_dtype] if model.kv_cache_dtype else []
+    return [*context, "-np", str(slots), *cache]

@@ -39,7 +39,7 @@ class MemoryReport:
     @property
     def one_sequence_mib(self) -> int | None:
         """KV cache of one request of full length, in MiB; true for hybrid models as well."""
-        if self.kv_mib is None or not self.concurrency:
+        if self.kv_mib is None or self.concurrency is None or self.concurrency < 0.01:
             return None
         return math.ceil(self.kv_mib / self.concurrency)
 

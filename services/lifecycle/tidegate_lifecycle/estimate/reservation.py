@@ -6,8 +6,6 @@ from tidegate_lifecycle.catalog import Model
 
 ENOUGH_TOKENS = 32_768
 """Tokens of KV cache for a model that nobody gave a number of sequences: many short requests at once."""
-ENGINE_SEQS = 256
-"""What vLLM works on at once by its own default; on large cards of late releases it is more."""
 
 
 def reserved_seqs(model: Model, length: int) -> int:
@@ -16,8 +14,8 @@ def reserved_seqs(model: Model, length: int) -> int:
     1. `kv_reservation_seqs`; a server never works on more at once than `max_num_seqs`.
     2. `max_num_seqs`.
     3. llama.cpp: its slots, 1 when not given.
-    4. vLLM: as many as hold 32,768 tokens together. Its own default (256 and more) is a limit that nobody
-       chose: full-length KV cache for each would fill every card with each model.
+    4. vLLM: as many as hold 32,768 tokens together. What it works on at once by default is a limit that
+       nobody chose: full-length KV cache for each would fill every card with each model.
     """
     if model.kv_reservation_seqs is not None:  # 1
         return min(model.kv_reservation_seqs, model.max_num_seqs or model.kv_reservation_seqs)
@@ -25,4 +23,4 @@ def reserved_seqs(model: Model, length: int) -> int:
         return model.max_num_seqs
     if model.engine == "llamacpp":  # 3
         return 1
-    return max(1, min(ENGINE_SEQS, -(-ENOUGH_TOKENS // max(1, length))))  # 4
+    return max(1, min(model.seqs_at_once, -(-ENOUGH_TOKENS // max(1, length))))  # 4
