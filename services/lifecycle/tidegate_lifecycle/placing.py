@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tidegate_lifecycle.budget import Card, Intent, Ledger
 from tidegate_lifecycle.instance import Instance, InstanceState
@@ -12,8 +13,7 @@ from tidegate_lifecycle.needs import Need, Source
 from tidegate_lifecycle.victims import Candidate, Cost, Victims, order
 
 
-@dataclass(frozen=True)
-class Spot:
+class Spot(NamedTuple):
     """One card with what must leave it."""
 
     card: Card
