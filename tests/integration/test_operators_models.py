@@ -152,11 +152,11 @@ def test_a_load_says_what_happens_and_goes_on_after_ctrl_c(shared: Gateway) -> N
     """It tells that the server starts; Ctrl-C ends the command alone; `--no-wait` doesn't wait at all."""
     tidegate = Command(shared)
     with tidegate.running("models", "load", "slow") as load:
-        assert wait_for(lambda: load.says("starting on gpu0"), "it says what happens")
+        assert wait_for(lambda: load.says("starting on gpu0"), "it says what happens", 60)
         assert load.interrupt() == 1
     assert load.says("the load of slow goes on")
     assert load.out == []
-    assert tidegate.model("slow")["state"] == "loading"
+    assert tidegate.model("slow")["state"] in ("loading", "ready")
     assert "its load is ordered" in tidegate("models", "load", "slow", "--no-wait")
     assert tidegate("models", "load", "slow").startswith("slow is ready")
     assert tidegate.model("slow")["loads"] == 1, "one start for all of them"
@@ -175,7 +175,7 @@ def test_a_pinned_model_is_not_evicted(shared: Gateway) -> None:
     assert not pinned["actions"]
     assert pinned["problem"]
     assert "b can't be had" in tidegate("explain", "b")
-    assert "pinned" in tidegate("models", "load", "b", status=1)
+    assert "b can't be loaded: needs 20 GiB" in tidegate("models", "load", "b", status=1)
     assert "not pinned any more" in tidegate("models", "unpin", "a")
     tidegate("models", "load", "b")
     assert tidegate.model("a")["state"] != "ready"
@@ -196,6 +196,7 @@ def test_events_and_logs_are_shown(shared: Gateway) -> None:
     assert [
         json.loads(line)["line"] for line in tidegate("logs", "a", "-n", "2", "--json").splitlines()
     ] == lines
+    tidegate("models", "load", "broken", status=1)
     assert "no weights here" in tidegate("logs", "broken"), "its server has ended, its log stays"
     for wrong in (["events", "--last", "1001"], ["logs", "a", "-n", "0"], ["logs", "a", "-n", "x"]):
         assert "is not allowed; give" in tidegate(*wrong, status=2)
@@ -211,20 +212,22 @@ def test_following_survives_a_restart_of_lifecycle(gateway: Make) -> None:
         tidegate.running("events", "-f", "--last", "1000") as events,
         tidegate.running("logs", "a", "-f", "-n", "1000") as logs,
     ):
-        assert wait_for(lambda: events.says("ready"), "the events that there were")
-        assert wait_for(lambda: logs.out, "the lines that there were")
+        assert wait_for(lambda: events.says("ready"), "the events that there were", 60)
+        assert wait_for(lambda: logs.out, "the lines that there were", 60)
         one.kill("lifecycle")
         for follower in (events, logs):
-            assert wait_for(partial(follower.says, "lifecycle has gone"), "it says so")
-            assert wait_for(partial(follower.says, "lifecycle is back"), "and that it is back")
-        assert wait_for(lambda: events.says("adopted"), "what happened meanwhile")
+            assert wait_for(partial(follower.says, "lifecycle has gone"), "it says so", 60)
+            assert wait_for(partial(follower.says, "lifecycle is back"), "and that it is back", 60)
+        assert wait_for(lambda: events.says("adopted"), "what happened meanwhile", 60)
         before = sum("/v1/chat/completions" in line for line in logs.out)
-        wait_for(one.is_ready, "it serves again")
+        wait_for(one.is_ready, "it serves again", 60)
         assert one.chat("a").status_code == 200
-        assert wait_for(lambda: sum("/v1/chat" in line for line in logs.out) == before + 1, "the new line")
+        assert wait_for(
+            lambda: sum("/v1/chat" in line for line in logs.out) == before + 1, "the new line", 60
+        )
         whole = tidegate("logs", "a", "-n", "1000").splitlines(keepends=True)
         tidegate("models", "unload", "a")
-        assert wait_for(lambda: events.says("gone"), "it goes on")
+        assert wait_for(lambda: events.says("gone"), "it goes on", 60)
         assert logs.interrupt() == events.interrupt() == 0
     assert logs.out[: len(whole)] == whole, "no line twice, none left out"
     assert sum(" ready " in line for line in events.out) == 1

@@ -60,6 +60,32 @@ def test_the_examples_of_the_readme(demo: str) -> None:
     assert running == {"large"}
 
 
+def test_the_commands_of_the_readme(demo: str) -> None:
+    """Each command for operators is carried out on the demo; those that go on begin to."""
+    lines = [line.partition("  #")[0] for line in _block("sh", "tidegate models").splitlines()]
+    assert len(lines) == 10
+    for line in lines:
+        words = line.replace("tidegate.yaml", "deploy/demo.yaml").replace("MODEL", "small").split()[1:]
+        goes_on = bool({"-f", "--watch"} & set(words))
+        with subprocess.Popen(
+            [BIN / "tidegate", *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        ) as command:
+            assert command.stdout is not None
+            assert command.stderr is not None
+            if goes_on:
+                assert command.stdout.readline(), line
+                command.send_signal(signal.SIGINT)
+            status = command.wait(30)
+            said = command.stderr.read()
+        assert (status == 0) != ("LEASE" in words), (line, said)
+        assert "Traceback" not in said
+
+
 def test_the_readmes_configuration_is_valid(tmp_path: Path) -> None:
     """The example with real model servers passes `tidegate config check`."""
     path = tmp_path / "tidegate.yaml"

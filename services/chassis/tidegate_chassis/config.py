@@ -85,6 +85,8 @@ class Document:
     path: Path
     sections: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    blank: bool = False
+    """The file holds nothing."""
 
     def section(self, name: str) -> dict[str, Any]:
         """A section's keys; an empty one when it is left out."""
@@ -109,6 +111,7 @@ def read(path: str | Path, environ: Mapping[str, str] = os.environ) -> Document:
     if not isinstance(data, dict | None):
         document.problems.append(Problem("", f"{path} must hold sections ({', '.join(SECTIONS)})"))
         return document
+    document.blank = not data
     for name, value in (data or {}).items():
         if name not in SECTIONS:
             document.problems.append(Problem(str(name), f"is no section; there are {', '.join(SECTIONS)}"))

@@ -63,10 +63,32 @@ def command_line(service: str, check: Callable[[Path], list[Problem]]) -> Path:
     return config
 
 
-def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
+class Terminal:
+    """The terminal that the process was started from, if any: tells a SIGHUP that was sent on purpose from
+    the one that comes when the terminal is closed."""
+
+    def __init__(self) -> None:
+        self._had = _has_terminal()
+
+    def closed(self) -> bool:
+        """There was one, and it is gone."""
+        return self._had and not _has_terminal()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def run(main: Callable[[asyncio.Event], Awaitable[None]], hangup: asyncio.Event | None = None) -> int:
     """Runs a service until its stop event is set and `main` has returned; gives the exit status.
 
-    SIGTERM, SIGINT and the end of the lifeline set the event; a second signal ends the process at once.
+    SIGTERM, SIGINT, the end of the lifeline and of the terminal set the event; a second signal ends the
+    process at once. Any other SIGHUP sets `hangup`: the configuration is to be read again. A service without
+    it reads its own at its start alone, and says so.
     An exception out of `main` is fatal: logged, status 1. A ConfigError is status 78.
     """
     try:
@@ -77,7 +99,7 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     try:
         with runner:
-            runner.run(_guarded(main))
+            runner.run(_guarded(main, hangup))
     except ConfigError as error:
         for problem in error.problems:
             print(f"tidegate: {problem}", file=sys.stderr)
@@ -88,8 +110,8 @@ def run(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     return 0
 
 
-async def _guarded(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    loop = asyncio.get_running_loop()
+async def _guarded(main: Callable[[asyncio.Event], Awaitable[None]], hangup: asyncio.Event | None) -> None:
+    loop, terminal = asyncio.get_running_loop(), Terminal()
     stop = asyncio.Event()
 
     def on_signal(number: int) -> None:
@@ -97,8 +119,17 @@ async def _guarded(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
             os._exit(128 + number)
         stop.set()
 
+    def on_hangup() -> None:
+        if terminal.closed():
+            on_signal(signal.SIGHUP)
+        elif hangup is not None:
+            hangup.set()
+        else:
+            log.info("SIGHUP has no function here: this service reads its configuration when it starts")
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     watch_lifeline(loop, stop)
     await main(stop)
 

@@ -246,6 +246,7 @@ class Relay:
 
     async def _open(self, grant: Grant, model: Model, body: Body) -> Reply:
         scope, begun = self._scope, self._waiting is not None
+        model = self._edge.catalog.find(model.name) or model  # it may have been changed during the wait
         query = scope["query_string"]
         url = (
             grant.address.rstrip("/") + self._path.decode() + ("?" + query.decode("latin-1") if query else "")

@@ -65,6 +65,12 @@ class Circuits:
         self.known.pop(model, None)
         self._disturbed.pop(model, None)
 
+    def forget(self, model: str) -> None:
+        """Its configuration is another one now: nothing is held against it."""
+        self.known.pop(model, None)
+        self._crashes.pop(model, None)
+        self._disturbed.pop(model, None)
+
     def half_open(self, model: str, now: float) -> None:
         """An operator wants a try now, back-off or not; what has failed so far still counts."""
         circuit = self.known.get(model)

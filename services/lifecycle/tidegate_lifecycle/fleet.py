@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import itertools
 import re
 import secrets
 import socket
-from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,14 @@ from tidegate_lifecycle.budget import Card, Intent, Ledger
 from tidegate_lifecycle.catalog import Catalog, Model
 from tidegate_lifecycle.circuits import Circuits
 from tidegate_lifecycle.devices import Device
-from tidegate_lifecycle.engines import ENGINES
-from tidegate_lifecycle.engines.base import Placement
+from tidegate_lifecycle.engines import ENGINES, shape
+from tidegate_lifecycle.engines.base import Files, Placement
 from tidegate_lifecycle.events import Events
+from tidegate_lifecycle.footprints.desk import Desk
+from tidegate_lifecycle.hub.watching import Fetches
 from tidegate_lifecycle.instance import Drain, Instance, InstanceState
+from tidegate_lifecycle.inventory import Events as Happened
+from tidegate_lifecycle.inventory import Inventory, names
 from tidegate_lifecycle.keeper import ExternalKeeper, Keeper, Tools
 from tidegate_lifecycle.link import Link
 from tidegate_lifecycle.needs import Estimate, Need, need_of
@@ -37,12 +42,11 @@ from tidegate_lifecycle.planner import plan
 from tidegate_lifecycle.runtimes.base import StartSpec
 from tidegate_lifecycle.start_deadline import start_deadline
 from tidegate_lifecycle.store import Store
-from tidegate_lifecycle.supply import ModelView, view
+from tidegate_lifecycle.supply import ModelView, farewell, view
 from tidegate_lifecycle.world import (
     Policy,
     Start,
     Wait,
-    WaitReason,
     World,
 )
 
@@ -50,10 +54,22 @@ log = structlog.get_logger("tidegate.reconciler")
 
 EXTERNAL_PATIENCE = 5.0
 """Seconds that tickets wait for the first health check of an external server."""
-SETTLE = 2.0
-"""Seconds in which the driver may still show the memory of a server that has gone."""
 SHUTDOWN_GRACE = 3.0
 """Seconds from SIGTERM to SIGKILL when the service stops."""
+
+
+@dataclass
+class Config:
+    """The configuration in effect, and what the file is like by now."""
+
+    generation: int = 1
+    """The catalogue's count."""
+    read_at: float = 0.0
+    """When it was last put into effect."""
+    problems: tuple[str, ...] = ()
+    """What is wrong with the file; empty = it is what is in effect."""
+    needs_restart: tuple[str, ...] = ()
+    """Keys of the file that only a restart puts into effect."""
 
 
 class Fleet:
@@ -69,41 +85,51 @@ class Fleet:
         store: Store,
         devices: Sequence[Device],
         load_times: dict[str, float],
+        taken: Collection[str] = (),
     ) -> None:
         self.catalog, self.policy, self.folder, self.boot = catalog, policy, folder, boot
         self.link, self.store = link, store
-        self.devices = {device.id: device for device in devices}
-        self.foreign: dict[str, int] = {}
-        """MiB used by others, per device."""
-        self.freed: dict[str, float] = {}
-        """When a server of ours last left a device."""
+        self.inventory = Inventory(devices, taken)
+        self.devices = self.inventory.devices
+        self.hurry: Callable[[bool], None] = lambda settling: None
+        """Told whether memory waits to be seen free: then the devices are read at once, and fast."""
         self.load_times = load_times
         self.estimates: dict[str, Estimate] = {}
         """What the files of a model say that it needs."""
-        self.footprints: dict[str, dict[tuple[str, int], int]] = {}
-        """MiB per card that its servers took as it is configured now, by kind and number of the cards."""
+        self.estimating: set[str] = set()
+        """Models whose files are being read for the first time."""
+        self.footprints = Desk(self)
         self.node = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "node"
         self.events = Events()
         self.instances: dict[str, Instance] = {}
         self.keepers: dict[str, Keeper | ExternalKeeper] = {}
         self.circuits = Circuits()
         self.unhealthy: dict[str, str] = {}
+        self.fetches = Fetches()
         self.intents: tuple[Intent, ...] = ()
         self.waits: dict[str, Wait] = {}
         self.ordered: set[str] = set()
         self.pinned: set[str] = set()
         self.unload: set[str] = set()
         self.counts: dict[str, dict[str, int]] = {}
+        self.leaving: dict[str, Model] = {}
+        """Models that were taken out of the catalogue while servers of theirs exist."""
+        self._told_catalog = 1
+        self.removed_at: dict[str, int] = {}
+        """The generation that tells that a model is in the catalogue no more."""
         self.views: dict[str, ModelView] = {}
         self.changed_at: dict[str, int] = {}
         self.generation = 1
         self.catalog_watchers: set[asyncio.Event] = set()
         self.stopping = False
         self.began = monotonic()
+        self.config = Config(read_at=self.began)
         self.settled = False
         """The first reconcile is done."""
         self.tools: Tools
         """Set by the reconciler before anything is started."""
+        self._measured: dict[tuple[str, InstanceState], int] = {}
+        """What the metrics say: instances by model and state."""
         self._spans: dict[str, Span] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -128,35 +154,43 @@ class Fleet:
 
     def need(self, model: Model) -> Need:
         """What one server of it needs, by all that is known."""
-        return need_of(model, self.estimates.get(model.name), self.footprints.get(model.name))
+        known = self.estimates.get(model.name), self.footprints.needs().get(model.name)
+        return need_of(model, *known, model.name in self.estimating)
 
     def cards(self) -> tuple[Card, ...]:
         """The devices as the planner sees them."""
-        return tuple(
-            Card(one.id, one.pool, one.total_mib, one.budget_mib, self.foreign.get(one.id, 0), one.name)
-            for one in self.devices.values()
-        )
+        return self.inventory.cards()
 
-    def read_devices(self, devices: Iterable[Device], began: float) -> None:
-        """Takes in readings that were begun then: others' use is what there is beyond our reservations.
+    def tell(self, events: Happened, now: float) -> None:
+        """Events of the inventory."""
+        for kind, words in events:
+            self.events.add(now, kind, message=words)
 
-        A reading from around the end of a server of ours is no news about others: memory comes back with a
-        delay, and taking it for theirs would refuse the very model for which it was freed.
-        """
-        for device in devices:
-            self.devices[device.id] = device
-            if device.used_mib is None or self.freed.get(device.id, -math.inf) + SETTLE > began:
-                continue
-            ours = sum(i.reserved_mib for i in self.instances.values() if device.id in i.devices)
-            self.foreign[device.id] = max(0, device.used_mib - ours)
+    def renew_catalog(self, catalog: Catalog) -> None:
+        """Puts another catalogue in place. What runs isn't touched; the next `publish` tells it in any case:
+        admission holds back what was judged by a catalogue that it hasn't seen."""
+        known = {**self.leaving, **self.catalog.models}
+        self.leaving = {name: model for name, model in known.items() if name not in catalog.models}
+        self.catalog = catalog
+        self.config.generation += 1
+        for watcher in self.catalog_watchers:
+            watcher.set()
 
     def publish(self, now: float) -> None:
         """Compares each model's view with the last one; a new generation when any differs."""
         of: dict[str, list[Instance]] = {}
         for instance in self.instances.values():
             of.setdefault(instance.model, []).append(instance)
-        changed, urgent, states = [], False, False
-        for name, model in self.catalog.models.items():
+        renewed = self._told_catalog != self.config.generation
+        changed, urgent, states = [], renewed, False
+        self._told_catalog = self.config.generation
+        self.removed_at = {
+            name: at for name, at in self.removed_at.items() if name not in self.catalog.models
+        }
+        for name in [name for name in self.leaving if name not in of]:
+            self._forget(name)
+            renewed = urgent = True
+        for name, model in {**self.catalog.models, **self.leaving}.items():
             new = view(
                 model,
                 of.get(name, ()),
@@ -166,6 +200,9 @@ class Fleet:
                 self.load_times.get(name),
                 now,
             )
+            new = self.fetches.shown(new, of.get(name, ()), self.load_times.get(name))
+            if name in self.leaving:
+                new = farewell(new)
             old = self.views.get(name)
             if new == old:
                 continue
@@ -173,30 +210,40 @@ class Fleet:
             self.views[name] = new
             urgent = urgent or old is None or _shape(old) != _shape(new)
             states = states or old is None or old.state != new.state
-        if changed:
+        if changed or renewed:
             self.generation += 1
             self.changed_at.update(dict.fromkeys(changed, self.generation))
             for name in changed:
                 for instance in of.get(name, ()):
                     if not instance.generation:
                         instance.generation = self.generation
-        if self.link.stream is not None and (changed or self.link.stream.sent < 0):
+        if self.link.stream is not None and (changed or renewed or self.link.stream.sent < 0):
             self.link.stream.mark(urgent or self.link.stream.sent < 0)
         if states:
             for watcher in self.catalog_watchers:
                 watcher.set()
         self.measure()
 
+    def _forget(self, name: str) -> None:
+        """A model that was taken out of the catalogue has no server any more."""
+        del self.leaving[name]
+        self.views.pop(name, None)
+        self.changed_at.pop(name, None)
+        self.removed_at[name] = self.generation + 1
+        for state in InstanceState:
+            metrics.INSTANCES.remove_by_labels({"model": name, "state": state.name.lower()})
+
     def measure(self) -> None:
         metrics.ADMISSION_CONNECTED.set(1 if self.link.connected else 0)
-        for model in self.catalog.models:
-            for state in InstanceState:
-                if state is not InstanceState.GONE:
-                    number = sum(i.model == model and i.state is state for i in self.instances.values())
-                    metrics.INSTANCES.labels(model, state.name.lower()).set(number)
+        counts = Counter((item.model, item.state) for item in self.instances.values())
+        for key in itertools.product(self.catalog.models, InstanceState):
+            if key[1] is not InstanceState.GONE and self._measured.get(key) != counts[key]:
+                self._measured[key] = counts[key]
+                metrics.INSTANCES.labels(key[0], key[1].name.lower()).set(counts[key])
         cards = self.cards()
         ledger = Ledger(cards, self.instances.values())
         for card in cards:
+            metrics.DEVICE_SETTLING.labels(card.id).set(card.settling_mib * 2**20)
             metrics.DEVICE_BUDGET.labels(card.id).set(card.budget_mib * 2**20)
             metrics.DEVICE_RESERVED.labels(card.id).set(ledger.reserved(card.id) * 2**20)
             metrics.DEVICE_FOREIGN.labels(card.id).set(card.foreign_mib * 2**20)
@@ -235,14 +282,16 @@ class Fleet:
             since=now,
             last_used=now,
         )
+        instance.shape = shape(model)
         self._bound(instance, model)
         self.instances[instance.id] = instance
+        self.footprints.started(instance, now)
         keeper = Keeper(instance.id, model, engine, self.tools)
         self.keepers[instance.id] = keeper
         devices = tuple(self.devices[device] for device in action.devices)
 
-        def spec(host: str, port: int) -> StartSpec:
-            command = engine.command(model, Placement(host, port, devices, action.reserved_mib))
+        def spec(host: str, port: int, files: Files) -> StartSpec:
+            command = engine.command(model, Placement(host, port, devices, action.reserved_mib, files))
             return StartSpec(
                 instance_id=instance.id,
                 model=model.name,
@@ -252,7 +301,7 @@ class Fleet:
                 cwd=self.folder,
                 host=host,
                 port=port,
-                device_ids=action.devices,
+                device_ids=tuple(device.key for device in devices),
                 reserved_mib=action.reserved_mib,
                 image=model.image,
                 image_entrypoint=command.image_entrypoint,
@@ -261,7 +310,7 @@ class Fleet:
                 hub=command.hub,
             )
 
-        self.events.add(now, "starting", model.name, instance.id, f"on {', '.join(action.devices)}")
+        self.events.add(now, "starting", model.name, instance.id, action.reason)
         demand = self.link.demand.get(model.name)
         attributes = {"model": model.name, "instance": instance.id, "devices": ",".join(action.devices)}
         parent = demand.trace_parent if demand is not None else ""
@@ -289,7 +338,7 @@ class Fleet:
     def watch_external(self, model: Model, url: str, now: float) -> None:
         address = url.rstrip("/")
         instance = Instance(self._new_id(model.name), model.name, (), 0, now, since=now, last_used=now)
-        instance.address = address
+        instance.address, instance.shape = address, shape(model)
         instance.launched_at, instance.deadline_at = now, now + EXTERNAL_PATIENCE
         self.instances[instance.id] = instance
         keeper = ExternalKeeper(instance.id, model, ENGINES[model.engine], address, self.tools)
@@ -299,7 +348,8 @@ class Fleet:
     def take_over(self, item: Found, now: float) -> None:
         """Adopts a server that was found running; one that isn't wanted as it is ends, and holds its room."""
         server = item.server
-        known = tuple(device for device in server.device_ids if device in self.devices)
+        found = (self.inventory.find(name) for name in server.device_ids)
+        known = tuple(device.id for device in found if device is not None)
         instance = Instance(
             server.instance_id,
             server.model,
@@ -312,6 +362,7 @@ class Fleet:
         instance.address, instance.pid, instance.adopted = server.address, server.pid, True
         self.instances[instance.id] = instance
         model = self.catalog.models.get(server.model) or Model(server.model)
+        instance.shape = shape(model)
         keeper = Keeper(instance.id, model, ENGINES[model.engine], self.tools)
         self.keepers[instance.id] = keeper
         instance.launched_at = instance.ordered_at
@@ -322,6 +373,7 @@ class Fleet:
             return
         if item.ready:
             instance.to(InstanceState.READY, now)
+            self.footprints.ready(instance)
         metrics.ADOPTED.labels(instance.model).inc()
         self.events.add(now, "adopted", instance.model, instance.id, f"process {server.pid}")
 
@@ -335,7 +387,7 @@ class Fleet:
         circuits = {model: circuit for model, circuit in world.circuits.items() if model != name}
         trial = plan(replace(world, ordered=world.ordered | {name}, circuits=circuits), now)
         wait = trial.waits.get(name)
-        if wait is None or wait.reason not in (WaitReason.NEVER_FITS, WaitReason.NO_CAPACITY):
+        if wait is None or not wait.refuses:
             return None
         return refused(f"REASON_{wait.reason.name}", wait.text)
 
@@ -365,3 +417,9 @@ def _shape(item: ModelView) -> tuple[Any, ...]:
 def refused(reason: str, text: str, retry_after: float = 0.0) -> Refused:
     """An order that can't be carried out."""
     return Refused(grpc.StatusCode.FAILED_PRECONDITION, reason, text, retry_after)
+
+
+def no_device(name: str, devices: Sequence[Device]) -> Refused:
+    """There is none of that name."""
+    text = f"there is no device {name[:200]!r}; there are {names(devices)}"
+    return Refused(grpc.StatusCode.NOT_FOUND, "REASON_NOT_FOUND", text)

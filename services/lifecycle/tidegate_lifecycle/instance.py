@@ -55,7 +55,10 @@ class DrainCause(enum.Enum):
     IDLE = "idle"
     EVICTION = "eviction"
     UNLOAD = "unload"
+    DEVICE = "device"
+    """An operator takes a device back."""
     SURPLUS = "surplus"
+    RELOAD = "reload"
     SHUTDOWN = "shutdown"
 
 
@@ -104,6 +107,11 @@ class Instance:
     reason: str = ""
     """Why it drains or stops, for people."""
     drain: Drain | None = None
+    shape: str = ""
+    """What its server was started as; see `engines.shape`."""
+    replaced: str = ""
+    """Why it must go whoever wants it: the configuration it was started with is no longer in effect. Empty =
+    it is."""
     generation: int = 0
     """The first generation of supply that tells its present state."""
     running: int | None = None

@@ -17,11 +17,11 @@ from tidegate_chassis.process import monotonic
 from tidegate_lifecycle import messages, status, supply
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.events import Event
+from tidegate_lifecycle.explaining import explain
+from tidegate_lifecycle.footprints.rpc import FootprintsServicer
 from tidegate_lifecycle.link import Stream
-from tidegate_lifecycle.planner import explain
 from tidegate_lifecycle.reconciler import Reconciler
 from tidegate_lifecycle.runtimes.base import Runtime
-from tidegate_lifecycle.world import Action, Start, StartDrain, Stop
 
 SERVICE = "tidegate.lifecycle.v1.LifecycleService"
 TICK = 0.1
@@ -30,7 +30,7 @@ TICK = 0.1
 Context = aio.ServicerContext[Any, Any]
 
 
-class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
+class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceServicer):
     """Reads the reconciler's state, posts messages to it, and changes nothing itself."""
 
     def __init__(self, reconciler: Reconciler, runtime: Runtime) -> None:
@@ -76,12 +76,13 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
             generation=pb.Generation(incarnation=fleet.boot, n=fleet.generation),
             whole=whole,
             settled=fleet.settled,
-            catalog_generation=pb.Generation(incarnation=fleet.boot, n=1),
+            catalog_generation=pb.Generation(incarnation=fleet.boot, n=fleet.config.generation),
             models=[
                 supply.model_supply(view, now)
                 for name, view in fleet.views.items()
                 if whole or fleet.changed_at[name] > stream.sent
             ],
+            removed_models=[name for name, at in fleet.removed_at.items() if not whole and at > stream.sent],
         )
         if stream.first:
             report.roster.extend(stream.roster or ())
@@ -99,8 +100,9 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         try:
             while True:
                 now = monotonic()
+                generation = fleet.boot, fleet.config.generation
                 yield supply.catalog_response(
-                    fleet.catalog, fleet.views, fleet.boot, fleet.node, now - fleet.began
+                    fleet.catalog, fleet.views, generation, fleet.node, now - fleet.began
                 )
                 await changed.wait()
                 await asyncio.sleep(TICK)
@@ -139,6 +141,16 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         await self._order("pin" if request.pinned else "unpin", model)
         return pb.PinModelResponse(model=model.name, pinned=request.pinned or model.always_on)
 
+    async def DrainDevice(self, request: pb.DrainDeviceRequest, context: Context) -> pb.DrainDeviceResponse:  # noqa: N802
+        """Takes a device back, or gives it back; NOT_FOUND names those that there are."""
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.post(messages.DeviceOrder(request.device_id, request.drain, done))
+        async with asyncio.timeout(10):
+            device = await done
+        there = [item for item in self.fleet.instances.values() if device in item.devices]
+        leases = sum(item.leases for item in there)
+        return pb.DrainDeviceResponse(device_id=device, instances=len(there), leases=leases)
+
     async def PlanPlacement(  # noqa: N802
         self, request: pb.PlanPlacementRequest, context: Context
     ) -> pb.PlanPlacementResponse:
@@ -146,10 +158,10 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         model = self._model(request.model)
         if model.external:
             return pb.PlanPlacementResponse(problem="it runs elsewhere")
-        decided, lines = explain(self.fleet.world(), model.name, monotonic())
-        wait = decided.waits.get(model.name)
-        actions = [text for action in decided.actions if (text := _words(action, model.name))]
-        return pb.PlanPlacementResponse(actions=actions, problem=wait.text if wait else "", devices=lines)
+        told = explain(self.fleet.world(), model.name, monotonic())
+        return pb.PlanPlacementResponse(
+            actions=told.steps, problem=told.problem, devices=told.devices, need=told.needs
+        )
 
     async def WatchEvents(  # noqa: N802
         self, request: pb.WatchEventsRequest, context: Context
@@ -221,14 +233,3 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
 
 def _invalid(text: str) -> Refused:
     return Refused(grpc.StatusCode.INVALID_ARGUMENT, "REASON_INVALID", text)
-
-
-def _words(action: Action, model: str) -> str:
-    """An action of a plan for people, if it has to do with the model."""
-    if isinstance(action, Start) and action.model == model:
-        return f"start on {', '.join(action.devices)}, {action.reserved_mib} MiB on each"
-    if isinstance(action, StartDrain) and action.beneficiary == model:
-        return f"drain and stop {action.instance_id}"
-    if isinstance(action, Stop):
-        return f"stop {action.instance_id}"
-    return ""

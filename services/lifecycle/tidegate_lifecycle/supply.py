@@ -119,6 +119,18 @@ def _stopped(
     return replace(base, ready_at=None if bound is None else math.ceil((now + bound) / 5) * 5.0)
 
 
+def farewell(item: ModelView) -> ModelView:
+    """The same for a model that was taken out of the catalogue: it is refused, and its servers drain."""
+    return ModelView(
+        item.model,
+        pb.MODEL_STATE_STOPPED,
+        item.slots,
+        reason=pb.REASON_NOT_FOUND,
+        message="the model was taken out of the configuration",
+        instances=item.instances,
+    )
+
+
 _ROLLING = -1.0
 """A retry time that is always ROOM_RETRY from now."""
 
@@ -166,14 +178,14 @@ def millis(seconds: float) -> int:
 
 
 def catalog_response(
-    catalog: Catalog, views: Mapping[str, ModelView], boot: int, node_id: str, age: float
+    catalog: Catalog, views: Mapping[str, ModelView], generation: tuple[int, int], node_id: str, age: float
 ) -> pb.WatchCatalogResponse:
-    """The whole catalogue with states."""
+    """The whole catalogue with states; `generation` is (boot, its count)."""
     models = [
         pb.CatalogModel(
             name=model.name,
             aliases=model.aliases,
-            upstream_model=upstream_name(model),
+            upstream_model=model.served_name,
             request_defaults_json=json.dumps(model.request_defaults) if model.request_defaults else "",
             state=views[model.name].state if model.name in views else pb.MODEL_STATE_STOPPED,  # type: ignore[arg-type]
             engine=model.engine,
@@ -181,10 +193,5 @@ def catalog_response(
         )
         for _, model in sorted(catalog.models.items())
     ]
-    generation = pb.Generation(incarnation=boot, n=1)
-    return pb.WatchCatalogResponse(generation=generation, models=models, node_id=node_id)
-
-
-def upstream_name(model: Model) -> str:
-    """What the edge writes into the body; empty = nothing: a vLLM server of ours serves name and aliases."""
-    return model.upstream_model if model.engine == "vllm" else model.served_name
+    count = pb.Generation(incarnation=generation[0], n=generation[1])
+    return pb.WatchCatalogResponse(generation=count, models=models, node_id=node_id)

@@ -13,7 +13,7 @@ from tidegate_lifecycle.instance import DrainCause, Instance
 from tidegate_lifecycle.needs import Need, need_of
 
 STOP_TIME = 10.0
-"""Seconds that a stop takes at most, for the bounds of turns."""
+"""Seconds that a stop takes at most, until its memory is shown free, for the bounds of turns."""
 SCALE_OUT_WAIT = 1.0
 """Seconds that tickets wait for the instances there are before one more is started."""
 
@@ -38,6 +38,8 @@ class Demand:
     interest_until: float = 0.0
     """Until when it is to be started for those who were refused because it loads too slowly."""
     trace_parent: str = ""
+    arrival_rate: float = 0.0
+    """Requests a second, over about a minute."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Start:
     devices: tuple[str, ...]
     reserved_mib: int
     """On each device."""
+    reason: str = field(default="", compare=False)
+    """Why there, for people."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ Action = Start | StartDrain | Undrain | Stop
 class WaitReason(enum.Enum):
     """Why a wanted model isn't started by this plan."""
 
+    ESTIMATING = "estimating"
+    """What it needs isn't known yet; its files are being read."""
     BACK_OFF = "back_off"
     GATE = "gate"
     """It fits, but another server starts or stops on those cards."""
@@ -142,10 +148,13 @@ class Wait:
 
     reason: WaitReason
     text: str
-    devices: tuple[str, ...] = ()
-    """One line per device of its pool."""
     ready_in: float | None = None
     """The bound of its turn in seconds; None = unknown."""
+
+    @property
+    def refuses(self) -> bool:
+        """Nobody needs to wait for it: it can't be had as things are."""
+        return self.reason in (WaitReason.NEVER_FITS, WaitReason.NO_CAPACITY)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,14 @@ import json
 import time
 from typing import Any
 
+import grpc
+from grpc import aio
+
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 from tidegate_chassis.plain import as_dict, word
 from tidegate_serve import operate
 from tidegate_serve.loading import wait_until_ready
-from tidegate_serve.operate import LIFECYCLE, ask, duration, show, size, table
+from tidegate_serve.operate import LIFECYCLE, Failed, ask, duration, show, size, table
 
 _STATES = pb.ModelState.DESCRIPTOR
 
@@ -29,7 +32,12 @@ async def _list(stub: Any, arguments: argparse.Namespace) -> None:
 
 async def _load(stub: Any, arguments: argparse.Namespace) -> None:
     began = time.monotonic()
-    answer = await ask(stub.LoadModel, pb.LoadModelRequest(model=arguments.model))
+    try:
+        answer = await ask(stub.LoadModel, pb.LoadModelRequest(model=arguments.model))
+    except aio.AioRpcError as error:
+        if error.code() != grpc.StatusCode.FAILED_PRECONDITION:
+            raise
+        raise Failed(f"{arguments.model} can't be loaded: {error.details()}") from None
     if arguments.no_wait:
         show(
             arguments,

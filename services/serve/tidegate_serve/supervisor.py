@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate_chassis.config import EXIT_CONFIG, Document, read
-from tidegate_chassis.process import LIFELINE, monotonic
+from tidegate_chassis.process import LIFELINE, Terminal, monotonic
 from tidegate_serve import rundir
 from tidegate_serve.check import SERVICES, find_problems
 
@@ -75,6 +75,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup, Terminal())
         keepers = {name: asyncio.create_task(self._keep(child)) for name, child in self._children.items()}
         greeter = asyncio.create_task(self._greet())
         await self._stop.wait()
@@ -89,6 +90,15 @@ class Supervisor:
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
+
+    def _on_hangup(self, terminal: Terminal) -> None:
+        """The services are told to read their configuration again; with its terminal this process ends."""
+        if terminal.closed():
+            self._on_signal()
+            return
+        for child in self._children.values():
+            if child.process is not None and _handles(child.process.pid, signal.SIGHUP):
+                child.signal(signal.SIGHUP)
 
     async def _keep(self, child: Child) -> None:
         """Starts a service, and again whenever it ends, sooner after the first death than after the fifth.
@@ -198,6 +208,17 @@ async def _is_ready(host: str, port: int) -> bool:
     finally:
         if writer is not None:
             writer.close()
+
+
+def _handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal, by the kernel. One that is still starting has none,
+    and would end by it; it reads the configuration anyway."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def _ending(status: int) -> str:
