@@ -5,11 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+
+def take(use: Path, cards: list[str], mib: int) -> None:
+    """As vLLM does: a child holds the memory, and ends with its parent."""
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE)
+    for card in cards:
+        (use / f"{card}.{child.pid}").write_text(f"{mib}\n")
 
 
 def main() -> None:
@@ -19,6 +28,9 @@ def main() -> None:
     parser.add_argument("--exit", type=int, default=None, help="end at once with this status")
     parser.add_argument("--exit-until", type=Path, help="end with 3 while this file does not exist")
     parser.add_argument("--starts", type=Path, help="a line is added here at each start")
+    parser.add_argument("--use", type=Path, help="pretended cards: a child takes --hold of each --on")
+    parser.add_argument("--hold", type=int, default=0, help="MiB")
+    parser.add_argument("--on", default="", help="cards, with commas")
     parser.add_argument("--last-words", help="say this and end with 1, as often as --failures tells")
     parser.add_argument("--failures", type=int, default=sys.maxsize, help="starts that fail, by --starts")
     parser.add_argument("--killed-after", type=float, help="seconds until it is killed, as by the kernel")
@@ -31,6 +43,8 @@ def main() -> None:
     if arguments.exit is not None or (arguments.exit_until and not arguments.exit_until.exists()):
         sys.stderr.write("RuntimeError: the weights in /secret/models/w.bin are damaged\n")
         sys.exit(arguments.exit if arguments.exit is not None else 3)
+    if arguments.use:
+        take(arguments.use, arguments.on.split(","), arguments.hold)
     if arguments.last_words and len(arguments.starts.read_text().splitlines()) <= arguments.failures:
         sys.stderr.write(f"{arguments.last_words}\n")
         sys.exit(1)

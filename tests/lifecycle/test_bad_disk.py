@@ -48,8 +48,9 @@ class Disk:
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True, capture_output=True)
 
     def close(self) -> None:
-        """It is gone, whoever still uses it."""
-        subprocess.run(["umount", "--lazy", str(self.folder)], check=True, capture_output=True)
+        """It is gone, whoever still uses it; locked or not."""
+        while self.folder.is_mount():
+            self.unlock()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
 import os
 import signal
@@ -153,21 +152,26 @@ async def test_a_neighbours_fault_counts_when_it_does_not_end(make: Make, tmp_pa
 
 async def test_an_operators_load_does_not_wait_for_the_back_off(make: Make, tmp_path: Path) -> None:
     """Each order makes one try at once; what has failed counts on, and a success closes the circuit."""
-    starts, flag = tmp_path / "starts", tmp_path / "repaired"
-    service = make({"a": model("1GiB", "--starts", str(starts), "--exit-until", str(flag))})
+    flag = tmp_path / "repaired"
+    service = make({"a": model("1GiB", "--exit-until", str(flag))})
     await service.start()
     async with service.stub() as stub, Admission(service).connected() as admission:
 
-        def told(tries: int) -> bool:
-            item, begun = admission.models["a"], starts.exists() and len(starts.read_text().splitlines())
-            over = item.reason == pb.REASON_START_FAILED or item.state == pb.MODEL_STATE_READY
-            return begun == tries and over
+        async def ended(tries: int) -> pb.ModelStatus:
+            async with asyncio.timeout(15):
+                while True:
+                    status = await service.status()
+                    (item,) = status.models
+                    if item.failed_loads + item.loads == tries and (item.loads or not status.instances):
+                        return item
 
         for tries in range(1, 6):
             if tries == 5:
                 flag.touch()
-            await stub.LoadModel(pb.LoadModelRequest(model="a"), timeout=5)
-            await admission.until(functools.partial(told, tries), 3)
+            begun = await stub.LoadModel(pb.LoadModelRequest(model="a"), timeout=5)
+            assert begun.state == pb.MODEL_STATE_LOADING, "at once"
+            await ended(tries)
+        assert (await ended(5)).loads == 1
         await admission.until(lambda: admission.instance("a"))
         seen = [m.retry_after_ms for r in admission.reports for m in r.models if m.reason]
         assert max(seen) > 7000, "the fourth failure backs off for eight seconds"

@@ -153,6 +153,18 @@ async def test_a_cache_that_cannot_be_written(served: support.Hub, tmp_path: Pat
     assert str(tmp_path) not in str(caught.value)
 
 
+async def test_an_answer_that_is_none_of_a_hub(served: support.Hub, tmp_path: Path) -> None:
+    """A portal that answers everything with a page; an ETag that would be a path: in words, no crash."""
+    served.plain[f"/api/models/{REPO}/revision/main"] = b"<html>log in</html>"
+    hub = client(served, tmp_path)
+    with pytest.raises(HubFailed, match="what the hub answers for org/model can't be read"):
+        await hub.listing(REPO)
+    del served.plain[f"/api/models/{REPO}/revision/main"]
+    served.fault("sub/model.safetensors").etag = "../../evil"
+    with pytest.raises(HubFailed, match=r"gives no ETag for sub/model\.safetensors"):
+        await hub.remote(await hub.listing(REPO), "sub/model.safetensors")
+
+
 async def test_the_event_loop_is_never_blocked(served: support.Hub, tmp_path: Path) -> None:
     """While the hub takes its time, other tasks run."""
     held = served.fault("config.json")

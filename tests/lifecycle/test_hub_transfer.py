@@ -158,8 +158,7 @@ def test_it_stops_when_nobody_wants_it(served: support.Hub, tmp_path: Path) -> N
     thread.start()
     wait_for(lambda: transfer.done == 80_000, "the first part")
     transfer.stop()
-    fault.go.set()
-    thread.join(10)
+    thread.join(5)  # though its server says nothing
     assert ended
     assert transfer.job.partial.stat().st_size >= 80_000
 

@@ -36,6 +36,7 @@ class FakeRuntime:
         self.stopped: list[float] = []
         self.lines = ["RuntimeError: no"]
         self.pulled, self.abandoned, self.server = asyncio.Event(), False, FakeServer()
+        self.begun = asyncio.Event()
 
     async def mark_ready(self, server: Any) -> None:
         return
@@ -51,6 +52,7 @@ class FakeRuntime:
 
     async def start(self, spec: Any) -> Any:
         """As when an image is pulled first, until `pulled` is set."""
+        self.begun.set()
         try:
             await self.pulled.wait()
         except asyncio.CancelledError:
@@ -171,8 +173,8 @@ async def test_told_to_stop() -> None:
 async def test_told_to_stop_while_its_image_is_pulled() -> None:
     """A start that takes long is ended at once, and what it had begun is gone before that is told."""
     life = Life(ok=True)
-    task = asyncio.create_task(life.keeper.start(lambda host, port: cast(StartSpec, None), 0.0))
-    await asyncio.sleep(0)
+    task = asyncio.create_task(life.keeper.start(lambda host, port, files: cast(StartSpec, None), 0.0))
+    await life.runtime.begun.wait()
     life.keeper.stop()
     await life.next(Gone)
     await task
@@ -185,8 +187,8 @@ async def test_what_goes_before_a_server_is_no_part_of_its_deadline(monkeypatch:
     now = 1000.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
     life = Life(ok=False)
-    task = asyncio.create_task(life.keeper.start(lambda host, port: cast(StartSpec, None), 60.0))
-    await asyncio.sleep(0)
+    task = asyncio.create_task(life.keeper.start(lambda host, port, files: cast(StartSpec, None), 60.0))
+    await life.runtime.begun.wait()
     now += 3600.0
     life.runtime.pulled.set()
     assert (await life.next(Launched)).at == now

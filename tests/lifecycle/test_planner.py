@@ -92,6 +92,30 @@ def test_unknown_footprint_takes_a_whole_card_and_evicts_idle_ones_only() -> Non
     assert [type(action) for action in decided.actions] == [StartDrain]
 
 
+def test_a_model_whose_files_are_being_read_waits_for_its_estimate() -> None:
+    """Nothing starts and nobody goes for it meanwhile; other models aren't held up, and it keeps no room."""
+    pending = Need("m", pending=True)
+    keys: dict[str, Any] = {"needs": {"m": pending, "a": Need("a", amount=10 * GIB)}}
+    decided = plan(world(model("m", None), model("a"), demand={"m": waits(0.0), "a": waits()}, **keys), NOW)
+    assert decided.actions == (Start("a", ("gpu0",), 10 * GIB),)
+    assert decided.waits["m"].reason is WaitReason.ESTIMATING
+    assert "being read from its files" in decided.waits["m"].text
+    assert not decided.intents
+
+
+def test_an_estimate_shrinks_to_what_is_left_beside_others_use_on_all_its_cards() -> None:
+    """24 GiB cards of which others use 1 and 3: both servers' parts get what the fuller card has."""
+    need = Need("m", count=2, estimate=Estimate({2: 90 * GIB}, {2: 12 * GIB}))
+    cards = (card("gpu0", foreign=1), card("gpu1", foreign=3))
+    keys: dict[str, Any] = {"needs": {"m": need}, "cards": cards}
+    decided = plan(world(model("m", None, tensor_parallel_size=2), demand={"m": waits()}, **keys), NOW)
+    assert decided.actions == (Start("m", ("gpu0", "gpu1"), 21 * GIB),)
+    least = Need("m", estimate=Estimate({1: 90 * GIB}, {1: 40 * GIB}))
+    decided = plan(world(model("m", None), demand={"m": waits()}, needs={"m": least}), NOW)
+    assert decided.waits["m"].reason is WaitReason.NEVER_FITS
+    assert "needs 40 GiB" in decided.waits["m"].text
+
+
 def test_gate() -> None:
     """Nothing starts on a card on which a server starts or stops; another card is no matter."""
     starting = running("b", state=InstanceState.STARTING, ready_at=None)

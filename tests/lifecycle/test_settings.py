@@ -37,6 +37,35 @@ LIFECYCLE: dict[str, tuple[list[Any], list[Any]]] = {
     "on_stop": (["stop", "leave"], ["kill", 1, None]),
     "runtime": (["process", "docker"], ["k8s", 1, None]),
     "hf_cache": (["~/.cache/huggingface", "/other", ""], [1, "a\nb", None]),
+    "footprints": (
+        [
+            {},
+            {"measure": False},
+            {"settle": "0s"},
+            {"settle": "10m"},
+            {"samples": 3},
+            {"samples": 100},
+            {"spacing": "50ms"},
+            {"spacing": "5m"},
+            {"min_confidence": 0},
+            {"min_confidence": 1},
+        ],
+        [
+            {"what": 1},
+            5,
+            {"measure": "no"},
+            {"settle": "11m"},
+            {"settle": 1},
+            {"samples": 2},
+            {"samples": 101},
+            {"samples": "5"},
+            {"spacing": "49ms"},
+            {"spacing": "6m"},
+            {"min_confidence": -0.1},
+            {"min_confidence": 1.1},
+            {"min_confidence": "90%"},
+        ],
+    ),
     "docker": (
         [
             {},
@@ -127,7 +156,8 @@ MODEL: dict[str, tuple[list[Any], list[Any]]] = {
     "request_defaults": ([{}, {"temperature": 0}], [{"model": "x"}, [], {"x": float("nan")}]),
     "max_model_len": ([None, 1, 100_000_000], [0, 100_000_001, "8k"]),
     "max_num_seqs": ([None, 1, 65536], [0, 65537]),
-    "kv_reservation_seqs": ([None], [1, 0, "x"]),
+    "kv_reservation_seqs": ([None, 1, 65536], [0, 65537, "x"]),
+    "kv_cache_dtype": ([None, "fp8"], ["a b", 8]),
     "tensor_parallel_size": ([None, 1, 64], [0, 65, True]),
     "quantization": ([None, "fp8"], ["a b", 1]),
     "dtype": (["auto"], ["", None, 1]),
@@ -209,13 +239,15 @@ def test_engines_need_their_keys(engine: str, key: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", ["--port", "--port=1", "--tensor-parallel-size", "--gpu_memory_utilization=0.9"]
+    "flag", ["--port", "--port=1", "--tensor-parallel-size", "--gpu_memory_utilization=0.9", "--gpu-memory-u"]
 )
 def test_owned_flags(flag: str, tmp_path: Path) -> None:
     """A flag that the service sets itself is no extra argument."""
     entry = {"engine": "vllm", "source": "a/b", "vram": "1GiB"}
     told = said(tmp_path, {"models": {"m": {**entry, "extra_args": [flag]}}})
-    assert [line.split(": ")[0] for line in told] == ["models.m.extra_args"]
+    key = "it decides" if "port" in flag else "use the key tensor" if "tensor" in flag else "use the key vram"
+    assert len(told) == 1
+    assert told[0].startswith(f"models.m.extra_args: {flag!r} is set by the service; {key}")
     assert said(tmp_path, {"models": {"m": {**entry, "extra_args": ["--enforce-eager"]}}}) == []
 
 
@@ -234,6 +266,39 @@ def test_warnings(tmp_path: Path) -> None:
     told = said(tmp_path, {"models": {"m": {**GOOD, "max_concurrent": 9, "max_queue": 8}}}, warnings=True)
     assert told == ["warning: models.m.max_concurrent: 9 is more than max_queue (8)"]
     assert load(tmp_path / "tidegate.yaml").catalog.models["m"].max_concurrent == 9
+
+
+def test_whose_memory_is_not_known_is_warned_of(tmp_path: Path) -> None:
+    """A command's can't be estimated; of vllm and llamacpp it can, so nothing is odd about them."""
+    vllm = {"engine": "vllm", "source": "a/b"}
+    models = {
+        "command": {"engine": "command", "command": ["server", "{port}"]},
+        "chat": {**vllm, "kv_reservation_seqs": 4, "max_num_seqs": 4},
+        "much": {**vllm, "kv_reservation_seqs": 5, "max_num_seqs": 4},
+        "gguf": {"engine": "llamacpp", "source": "m.gguf"},
+        "none": {"engine": "llamacpp", "source": "m.gguf", "kv_reservation_seqs": 2},
+    }
+    whole = "is not given: the model gets a whole card of its pool until it was measured"
+    assert said(tmp_path, {"models": models}, warnings=True) == [
+        f"warning: models.command.vram: {whole}",
+        "warning: models.much.kv_reservation_seqs: 5 is more than max_num_seqs (4), which counts",
+        "warning: models.none.kv_reservation_seqs: has no function with the engine llamacpp",
+    ]
+    found = load(tmp_path / "tidegate.yaml").catalog.models["chat"]
+    assert (found.kv_reservation_seqs, found.kv_cache_dtype) == (4, "")
+
+
+def test_a_gguf_model_of_vllm_wants_a_tokenizer(tmp_path: Path) -> None:
+    """Without one vLLM converts the file's own: said, not refused; other sources bring theirs."""
+    entry = {"engine": "vllm", "vram": "1GiB"}
+    models = {
+        "a": {**entry, "source": "org/m-GGUF:Q4_K_M"},
+        "b": {**entry, "source": "org/m/x.gguf", "tokenizer": "org/m"},
+        "c": {**entry, "source": "org/m"},
+    }
+    told = said(tmp_path, {"models": models}, warnings=True)
+    words = "is not given: vLLM then converts the GGUF file's own, which takes long and may be wrong"
+    assert told == [f"warning: models.a.tokenizer: {words}"]
 
 
 def test_containers_have_an_image_and_their_volumes(tmp_path: Path) -> None:

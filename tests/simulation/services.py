@@ -84,7 +84,7 @@ class Lifecycle(Process):
         link = AdmissionLink(boot, disk.roster)
         fleet = Fleet(catalog, setting.policy, Path(), boot, link, store, devices, dict(disk.loads))  # type: ignore[arg-type]
         self.reconciler = Reconciler(fleet)
-        servicer = LifecycleServicer(self.reconciler, runtime)  # type: ignore[abstract, arg-type]
+        servicer = LifecycleServicer(self.reconciler, runtime)  # type: ignore[arg-type]
         lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server(servicer, Server(self))  # type: ignore[arg-type]
         await asyncio.sleep(self.world.random.uniform(0.01, 0.5))
         found = await judge(await runtime.list(), catalog, devices, probe)  # type: ignore[arg-type]

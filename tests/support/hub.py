@@ -37,6 +37,8 @@ class Fault:
     go: threading.Event = field(default_factory=threading.Event)
     swap: bytes | None = None
     """After the first transfer the file has this content."""
+    etag: str = ""
+    """Told instead of the content's own."""
     no_range: bool = False
     """Transfers begin at the start, whatever was asked for."""
 
@@ -150,7 +152,9 @@ class Hub:
         with self._lock:
             self.requests.append((request.command, path, request.headers.get("Range", "")))
         with contextlib.suppress(ConnectionError):
-            if path.startswith("/api/models/"):
+            if path in self.plain:
+                self._send(request, path, self.plain[path])
+            elif path.startswith("/api/models/"):
                 self._api(request, path.removeprefix("/api/models/"))
             elif "/resolve/" in path:
                 repo, _, rest = path[1:].partition("/resolve/")
@@ -160,8 +164,6 @@ class Hub:
                     self.leaked.append(token)
                 repo, _, name = path.removeprefix("/far/").partition("//")
                 self._send(request, name, self.repos[repo][name])
-            elif path in self.plain:
-                self._send(request, path, self.plain[path])
             else:
                 self._say(request, 404)
 
@@ -193,7 +195,8 @@ class Hub:
             self._say(request, 404, "EntryNotFound" if commit else "RepoNotFound", commit)
         elif path.endswith(LARGE):
             headers = {"Location": f"{self.far}/far/{repo}//{path}", "Content-Length": "0"}
-            linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{_sha256(content)}"'}
+            etag = fault.etag or _sha256(content)
+            linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{etag}"'}
             self._head(request, 302, headers | linked | commit)
         else:
             self._send(request, path, content, commit)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import shutil
 import sys
 from typing import Any
 
@@ -16,15 +18,24 @@ from tidegate_chassis.rpc import Server
 from tidegate_lifecycle import metrics
 from tidegate_lifecycle.adoption import judge
 from tidegate_lifecycle.configfile import ConfigFile
-from tidegate_lifecycle.devices import Devices
+from tidegate_lifecycle.devices import Devices, HostSmi, Smi
+from tidegate_lifecycle.devices.smi import PROGRAM
+from tidegate_lifecycle.devices.watch import DeviceWatch
+from tidegate_lifecycle.estimating import Estimator
 from tidegate_lifecycle.fleet import Fleet
-from tidegate_lifecycle.keeper import Tools
+from tidegate_lifecycle.footprints.meter import Meter
+from tidegate_lifecycle.footprints.store import FootprintStore
+from tidegate_lifecycle.hub import prepare
+from tidegate_lifecycle.hub.cache import Cache
+from tidegate_lifecycle.hub.prepare import Preparer
+from tidegate_lifecycle.keeper import Prepare, Tools
 from tidegate_lifecycle.link import Link
-from tidegate_lifecycle.messages import DevicesRead, Shutdown
+from tidegate_lifecycle.messages import Shutdown
+from tidegate_lifecycle.modelfiles import ModelFiles
 from tidegate_lifecycle.probes import Probe
 from tidegate_lifecycle.reconciler import Reconciler
 from tidegate_lifecycle.runtimes.base import Runtime
-from tidegate_lifecycle.runtimes.docker.container import DockerOptions, Limits
+from tidegate_lifecycle.runtimes.docker.container import HUB_FOLDER, DockerOptions, Limits
 from tidegate_lifecycle.runtimes.docker.runtime import DockerRuntime
 from tidegate_lifecycle.runtimes.process import ProcessRuntime
 from tidegate_lifecycle.service import SERVICE, LifecycleServicer
@@ -38,7 +49,7 @@ DRAIN = 5.0
 STOP = 9.0
 """Seconds after which the service ends whatever still runs."""
 HOUSEKEEPING = 10.0
-"""Seconds between two readings of the devices and clean-ups of the log files."""
+"""Seconds between two clean-ups of the log files."""
 SWEEP_GRACE = 3.0
 
 
@@ -83,6 +94,28 @@ def runtime_of(loaded: Loaded) -> Runtime:
     )
 
 
+def cache_of(loaded: Loaded) -> Cache:
+    """The hub's cache: the one that processes look in, or that containers mount."""
+    folder, given = loaded.hub_cache, "hf_cache" in loaded.lifecycle.model_fields_set
+    named = given or loaded.lifecycle.runtime == "docker"
+    return Cache.of(os.environ) if folder is None or not named else Cache.at(folder)
+
+
+def prepare_of(loaded: Loaded) -> Prepare:
+    """What downloads models' files."""
+    if loaded.lifecycle.runtime == "process":
+        return Preparer(cache_of(loaded)).prepare
+    return prepare.nothing if loaded.hub_cache is None else Preparer(cache_of(loaded), HUB_FOLDER).prepare
+
+
+def smi_of(loaded: Loaded, runtime: Runtime) -> Smi:
+    """What reads the cards: nvidia-smi on this machine, or without it, where containers run, in one."""
+    local = os.environ.get("DOCKER_HOST", "unix://").startswith("unix://")
+    if not isinstance(runtime, DockerRuntime) or (local and shutil.which(PROGRAM)):
+        return HostSmi()
+    return runtime.smi(loaded.lifecycle.docker.smi_image)
+
+
 async def serve(loaded: Loaded, stop: asyncio.Event, hangup: asyncio.Event) -> None:
     """The service, from its first look at the machine to the last model server's end. `hangup` is set when
     the configuration is to be read again at once."""
@@ -97,7 +130,9 @@ async def serve(loaded: Loaded, stop: asyncio.Event, hangup: asyncio.Event) -> N
         await runtime.open()
         stack.push_async_callback(runtime.close)
         stack.push_async_callback(probe.close)
-        devices = Devices(loaded.devices)
+        smi = smi_of(loaded, runtime)
+        devices = Devices(loaded.devices, smi)
+        stack.push_async_callback(devices.close)
         readings = await devices.open() if loaded.needs_devices else []
         fleet = Fleet(
             loaded.catalog,
@@ -108,23 +143,36 @@ async def serve(loaded: Loaded, stop: asyncio.Event, hangup: asyncio.Event) -> N
             store,
             readings,
             await store.load_times(),
+            await store.taken(),
         )
+        kept = FootprintStore(folder)
+        stack.push_async_callback(kept.close)
+        meter = Meter(devices, smi, runtime, settings.footprints) if readings else None
+        fleet.footprints.open(kept, meter, await kept.load())
         reconciler = Reconciler(fleet)
-        servicer = LifecycleServicer(reconciler, runtime)  # type: ignore[abstract]  # the rest is UNIMPLEMENTED
+        files = ModelFiles(cache_of(loaded), loaded.folder)
+        reconciler.estimator = Estimator(files.shape, reconciler.post)
+        stack.push_async_callback(reconciler.estimator.close)
+        servicer = LifecycleServicer(reconciler, runtime)
         server = Server(settings.listen, "lifecycle.listen", [SERVICE])
         lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server(servicer, server.server)
         address = await server.start()
         stack.push_async_callback(server.stop, 0.5)
         _serve_metrics(settings.metrics_listen)
         found = await judge(await runtime.list(), loaded.catalog, readings, probe)
-        work = asyncio.ensure_future(reconciler.run(Tools(runtime, probe, reconciler.post), found))
-        upkeep = asyncio.ensure_future(_keep_house(reconciler, runtime, devices if readings else None))
-        watch = asyncio.ensure_future(ConfigFile(loaded, reconciler.post).run(hangup))
-        stack.push_async_callback(_end, fleet, work, upkeep, watch)
+        tools = Tools(runtime, probe, reconciler.post, prepare_of(loaded))
+        work = asyncio.ensure_future(reconciler.run(tools, found))
+        tasks = (
+            work,
+            asyncio.ensure_future(_keep_house(runtime)),
+            asyncio.ensure_future(_read_devices(devices, reconciler)),
+            asyncio.ensure_future(ConfigFile(loaded, reconciler.post).run(hangup)),
+        )
+        stack.push_async_callback(_end, fleet, *tasks)
         await _first(asyncio.ensure_future(reconciler.settled.wait()), work)
         await server.set_serving(True)
         log.info("listening", address=address, boot=boot, adopted=sum(not item.unwanted for item in found))
-        await _first(asyncio.ensure_future(stop.wait()), work, upkeep, watch)
+        await _first(asyncio.ensure_future(stop.wait()), *tasks)
         await server.set_serving(False)
         if settings.on_stop == "stop":
             reconciler.post(Shutdown(DRAIN))
@@ -152,13 +200,19 @@ async def _end(fleet: Fleet, *tasks: asyncio.Future[None]) -> None:
     await fleet.let_go()
 
 
-async def _keep_house(reconciler: Reconciler, runtime: Runtime, devices: Devices | None) -> None:
+async def _keep_house(runtime: Runtime) -> None:
     while True:
         await asyncio.sleep(HOUSEKEEPING)
         await runtime.maintain()
-        if devices is not None:
-            began = process.monotonic()
-            reconciler.post(DevicesRead(tuple(await devices.read()), began))
+
+
+async def _read_devices(devices: Devices, reconciler: Reconciler) -> None:
+    """Reads them as long as the service lives, if there are any that the driver shows."""
+    if not devices.asks_driver or not reconciler.fleet.devices:
+        await asyncio.Event().wait()
+    watch = DeviceWatch(devices, reconciler.post)
+    reconciler.fleet.hurry = watch.hurry
+    await watch.run()
 
 
 def _serve_metrics(listen: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tidegate_lifecycle.budget import Card
 from tidegate_lifecycle.catalog import Catalog
-from tidegate_lifecycle.devices import Device
+from tidegate_lifecycle.devices.device import Device, find
 from tidegate_lifecycle.engines import ENGINES
 from tidegate_lifecycle.needs import need_of
 from tidegate_lifecycle.probes import Probe
@@ -49,16 +49,14 @@ async def _judge(server: Server, catalog: Catalog, devices: Sequence[Device], pr
     if model is None or model.external:  # 1
         return Found(server, False, "its model is not in the catalogue")
     engine = ENGINES[model.engine]
-    cards = {
-        device.id: Card(device.id, device.pool, device.total_mib, device.budget_mib) for device in devices
-    }
+    cards = [_card(device) for name in server.device_ids if (device := find(devices, name)) is not None]
     if engine.signature(model) != server.signature:  # 2
         return Found(server, False, "its model's configuration has changed")
-    if not server.device_ids or not all(device in cards for device in server.device_ids):
+    if not cards or len(cards) < len(server.device_ids):
         return Found(server, False, "its devices are not in the configuration")
-    need, count = need_of(model), len(server.device_ids)
+    need, count = need_of(model), len(cards)
     # What is estimated or measured may have become another number meanwhile: it runs with what it was given.
-    reserved = max(need.on(cards[device], count) for device in server.device_ids)
+    reserved = max(need.on(card, count) for card in cards)
     if need.declared and reserved != server.reserved_mib:
         return Found(server, False, "its model's memory has changed")
     for attempt in range(TRIES if server.was_ready else 1):
@@ -69,3 +67,7 @@ async def _judge(server: Server, catalog: Catalog, devices: Sequence[Device], pr
     if server.was_ready:  # 4
         return Found(server, False, "it doesn't answer its health check")
     return Found(server, False)
+
+
+def _card(device: Device) -> Card:
+    return Card(device.id, device.pool, device.total_mib, device.budget_mib)

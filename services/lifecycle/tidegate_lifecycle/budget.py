@@ -21,6 +21,19 @@ class Card:
     """Used by others; 0 when unknown."""
     kind: str = ""
     """The product's name: footprints hold for one kind; empty = declared."""
+    settling_mib: int = 0
+    """Of servers that have gone, and not shown as free by the driver yet: not free, but about to be."""
+    draining: bool = False
+    """An operator has taken it back."""
+    missing: bool = False
+    """The driver doesn't show it any more."""
+
+    @property
+    def closed(self) -> str:
+        """Why nothing new is placed there; empty = it may be."""
+        if self.draining:
+            return "was taken back by an operator"
+        return "isn't shown by the driver" if self.missing else ""
 
     @property
     def usable_mib(self) -> int:
@@ -61,8 +74,10 @@ class Ledger:
     def gated(self, card: str) -> bool:
         """Nothing may start or stop there: a server is taking its memory, or giving it back."""
         busy = (InstanceState.STARTING, InstanceState.WAKING, InstanceState.FALLING_ASLEEP)
-        return card in self.changing or any(
-            item.state in busy or item.state is InstanceState.STOPPING for item in self.on[card]
+        return (
+            card in self.changing
+            or self.cards[card].settling_mib > 0
+            or any(item.state in busy or item.state is InstanceState.STOPPING for item in self.on[card])
         )
 
     def stop_gated(self, card: str) -> bool:
@@ -90,11 +105,11 @@ class Ledger:
 
     def free(self, card: str, model: str) -> int:
         """MiB that `model` may take there now: what is free, less what others were promised."""
-        usable = self.cards[card].usable_mib
+        usable = self.cards[card].usable_mib - self.cards[card].settling_mib
         return min(usable - self.reserved(card), self.room(card, model, ()))
 
     def room(self, card: str, model: str, leaving: Collection[str]) -> int:
-        """MiB for `model` once `leaving`, and the victims of others' intents, have gone."""
+        """MiB for `model` once `leaving`, and the victims of others' intents, have gone and settled."""
         gone = self.victims(model).union(leaving)
         held = sum(item.reserved_mib for item in self.on[card] if item.id not in gone)
         return self.cards[card].usable_mib - held - self.started[card] - self.claimed(card, model)

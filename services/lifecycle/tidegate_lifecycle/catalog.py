@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+VLLM_SEQS = 256
+"""vLLM's own default, but for large cards in late releases."""
+
 
 @dataclass(frozen=True)
 class DeviceSpec:
@@ -40,7 +43,7 @@ class Model:
     vram_share: float | None = None
     """Memory per card, given as a share of its total (0 to 1); None = not given so."""
     tensor_parallel_size: int | None = None
-    """How many equal cards; None = one (estimates may choose more, later)."""
+    """How many equal cards; None = the fewest on which it fits."""
     max_concurrent: int | None = None
     max_queue: int | None = None
     idle_timeout: float = 1800.0
@@ -53,11 +56,15 @@ class Model:
     command: tuple[str, ...] = ()
     """Engine command: the argument vector with {port}, {name} and {devices} still in it."""
     source: str = ""
-    """Engines vllm and llamacpp: hub name, folder, file."""
+    """Engines vllm and llamacpp: what `hub.source` reads."""
     executable: str = ""
     max_model_len: int | None = None
     max_num_seqs: int | None = None
+    """Sequences that its server works on at once; None = see `seqs_at_once`."""
     kv_reservation_seqs: int | None = None
+    """Sequences whose KV cache a vLLM server is to have; None = see `reserved_seqs`."""
+    kv_cache_dtype: str = ""
+    """Type of the KV cache's elements; empty = the server's default."""
     quantization: str = ""
     dtype: str = "auto"
     tokenizer: str = ""
@@ -73,6 +80,11 @@ class Model:
     def external(self) -> bool:
         """Runs elsewhere: never started, never stopped, needs no card here."""
         return self.engine == "external"
+
+    @property
+    def seqs_at_once(self) -> int:
+        """What a vLLM server is told: its memory depends on it, and its own default on release and card."""
+        return self.max_num_seqs or max(VLLM_SEQS, self.max_concurrent or 0)
 
     @property
     def served_name(self) -> str:

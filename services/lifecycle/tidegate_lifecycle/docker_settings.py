@@ -22,6 +22,11 @@ class DockerSettings(Settings):
     image: Annotated[str, IMAGE] = Field(
         "vllm/vllm-openai:latest", description="Image of models that name none."
     )
+    smi_image: Annotated[str, IMAGE] = Field(
+        "ubuntu:24.04",
+        description="Image in which nvidia-smi reads the cards where this machine has no such program: any "
+        "with glibc, since the NVIDIA container toolkit puts it in.",
+    )
     network: Annotated[
         str, Text(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", "a network's name of letters, digits and _ . -")
     ] = Field(

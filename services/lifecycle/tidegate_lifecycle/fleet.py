@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import secrets
 import socket
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,13 @@ from tidegate_lifecycle.catalog import Catalog, Model
 from tidegate_lifecycle.circuits import Circuits
 from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.engines import ENGINES, shape
-from tidegate_lifecycle.engines.base import Placement
+from tidegate_lifecycle.engines.base import Files, Placement
 from tidegate_lifecycle.events import Events
+from tidegate_lifecycle.footprints.desk import Desk
+from tidegate_lifecycle.hub.watching import Fetches
 from tidegate_lifecycle.instance import Drain, Instance, InstanceState
+from tidegate_lifecycle.inventory import Events as Happened
+from tidegate_lifecycle.inventory import Inventory, names
 from tidegate_lifecycle.keeper import ExternalKeeper, Keeper, Tools
 from tidegate_lifecycle.link import Link
 from tidegate_lifecycle.needs import Estimate, Need, need_of
@@ -50,8 +53,6 @@ log = structlog.get_logger("tidegate.reconciler")
 
 EXTERNAL_PATIENCE = 5.0
 """Seconds that tickets wait for the first health check of an external server."""
-SETTLE = 2.0
-"""Seconds in which the driver may still show the memory of a server that has gone."""
 SHUTDOWN_GRACE = 3.0
 """Seconds from SIGTERM to SIGKILL when the service stops."""
 
@@ -83,25 +84,27 @@ class Fleet:
         store: Store,
         devices: Sequence[Device],
         load_times: dict[str, float],
+        taken: Collection[str] = (),
     ) -> None:
         self.catalog, self.policy, self.folder, self.boot = catalog, policy, folder, boot
         self.link, self.store = link, store
-        self.devices = {device.id: device for device in devices}
-        self.foreign: dict[str, int] = {}
-        """MiB used by others, per device."""
-        self.freed: dict[str, float] = {}
-        """When a server of ours last left a device."""
+        self.inventory = Inventory(devices, taken)
+        self.devices = self.inventory.devices
+        self.hurry: Callable[[bool], None] = lambda settling: None
+        """Told whether memory waits to be seen free: then the devices are read at once, and fast."""
         self.load_times = load_times
         self.estimates: dict[str, Estimate] = {}
         """What the files of a model say that it needs."""
-        self.footprints: dict[str, dict[tuple[str, int], int]] = {}
-        """MiB per card that its servers took as it is configured now, by kind and number of the cards."""
+        self.estimating: set[str] = set()
+        """Models whose files are being read for the first time."""
+        self.footprints = Desk(self)
         self.node = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "node"
         self.events = Events()
         self.instances: dict[str, Instance] = {}
         self.keepers: dict[str, Keeper | ExternalKeeper] = {}
         self.circuits = Circuits()
         self.unhealthy: dict[str, str] = {}
+        self.fetches = Fetches()
         self.intents: tuple[Intent, ...] = ()
         self.waits: dict[str, Wait] = {}
         self.ordered: set[str] = set()
@@ -148,27 +151,17 @@ class Fleet:
 
     def need(self, model: Model) -> Need:
         """What one server of it needs, by all that is known."""
-        return need_of(model, self.estimates.get(model.name), self.footprints.get(model.name))
+        known = self.estimates.get(model.name), self.footprints.needs().get(model.name)
+        return need_of(model, *known, model.name in self.estimating)
 
     def cards(self) -> tuple[Card, ...]:
         """The devices as the planner sees them."""
-        return tuple(
-            Card(one.id, one.pool, one.total_mib, one.budget_mib, self.foreign.get(one.id, 0), one.name)
-            for one in self.devices.values()
-        )
+        return self.inventory.cards()
 
-    def read_devices(self, devices: Iterable[Device], began: float) -> None:
-        """Takes in readings that were begun then: others' use is what there is beyond our reservations.
-
-        A reading from around the end of a server of ours is no news about others: memory comes back with a
-        delay, and taking it for theirs would refuse the very model for which it was freed.
-        """
-        for device in devices:
-            self.devices[device.id] = device
-            if device.used_mib is None or self.freed.get(device.id, -math.inf) + SETTLE > began:
-                continue
-            ours = sum(i.reserved_mib for i in self.instances.values() if device.id in i.devices)
-            self.foreign[device.id] = max(0, device.used_mib - ours)
+    def tell(self, events: Happened, now: float) -> None:
+        """Events of the inventory."""
+        for kind, words in events:
+            self.events.add(now, kind, message=words)
 
     def renew_catalog(self, catalog: Catalog) -> None:
         """Puts another catalogue in place. What runs isn't touched; the next `publish` tells it in any case:
@@ -204,6 +197,7 @@ class Fleet:
                 self.load_times.get(name),
                 now,
             )
+            new = self.fetches.shown(new, of.get(name, ()), self.load_times.get(name))
             if name in self.leaving:
                 new = farewell(new)
             old = self.views.get(name)
@@ -246,6 +240,7 @@ class Fleet:
         cards = self.cards()
         ledger = Ledger(cards, self.instances.values())
         for card in cards:
+            metrics.DEVICE_SETTLING.labels(card.id).set(card.settling_mib * 2**20)
             metrics.DEVICE_BUDGET.labels(card.id).set(card.budget_mib * 2**20)
             metrics.DEVICE_RESERVED.labels(card.id).set(ledger.reserved(card.id) * 2**20)
             metrics.DEVICE_FOREIGN.labels(card.id).set(card.foreign_mib * 2**20)
@@ -287,12 +282,13 @@ class Fleet:
         instance.shape = shape(model)
         self._bound(instance, model)
         self.instances[instance.id] = instance
+        self.footprints.started(instance, now)
         keeper = Keeper(instance.id, model, engine, self.tools)
         self.keepers[instance.id] = keeper
         devices = tuple(self.devices[device] for device in action.devices)
 
-        def spec(host: str, port: int) -> StartSpec:
-            command = engine.command(model, Placement(host, port, devices, action.reserved_mib))
+        def spec(host: str, port: int, files: Files) -> StartSpec:
+            command = engine.command(model, Placement(host, port, devices, action.reserved_mib, files))
             return StartSpec(
                 instance_id=instance.id,
                 model=model.name,
@@ -302,7 +298,7 @@ class Fleet:
                 cwd=self.folder,
                 host=host,
                 port=port,
-                device_ids=action.devices,
+                device_ids=tuple(device.key for device in devices),
                 reserved_mib=action.reserved_mib,
                 image=model.image,
                 image_entrypoint=command.image_entrypoint,
@@ -349,7 +345,8 @@ class Fleet:
     def take_over(self, item: Found, now: float) -> None:
         """Adopts a server that was found running; one that isn't wanted as it is ends, and holds its room."""
         server = item.server
-        known = tuple(device for device in server.device_ids if device in self.devices)
+        found = (self.inventory.find(name) for name in server.device_ids)
+        known = tuple(device.id for device in found if device is not None)
         instance = Instance(
             server.instance_id,
             server.model,
@@ -373,6 +370,7 @@ class Fleet:
             return
         if item.ready:
             instance.to(InstanceState.READY, now)
+            self.footprints.ready(instance)
         metrics.ADOPTED.labels(instance.model).inc()
         self.events.add(now, "adopted", instance.model, instance.id, f"process {server.pid}")
 
@@ -416,3 +414,9 @@ def _shape(item: ModelView) -> tuple[Any, ...]:
 def refused(reason: str, text: str, retry_after: float = 0.0) -> Refused:
     """An order that can't be carried out."""
     return Refused(grpc.StatusCode.FAILED_PRECONDITION, reason, text, retry_after)
+
+
+def no_device(name: str, devices: Sequence[Device]) -> Refused:
+    """There is none of that name."""
+    text = f"there is no device {name[:200]!r}; there are {names(devices)}"
+    return Refused(grpc.StatusCode.NOT_FOUND, "REASON_NOT_FOUND", text)

@@ -55,6 +55,8 @@ class DrainCause(enum.Enum):
     IDLE = "idle"
     EVICTION = "eviction"
     UNLOAD = "unload"
+    DEVICE = "device"
+    """An operator takes a device back."""
     SURPLUS = "surplus"
     RELOAD = "reload"
     SHUTDOWN = "shutdown"

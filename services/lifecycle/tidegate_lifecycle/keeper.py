@@ -6,18 +6,22 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from tidegate_chassis.process import monotonic
 from tidegate_lifecycle import logs
 from tidegate_lifecycle.catalog import Model
-from tidegate_lifecycle.engines.base import Engine
-from tidegate_lifecycle.messages import BecameReady, Died, Gone, Launched, Message, StartEnded
+from tidegate_lifecycle.engines.base import Engine, Files
+from tidegate_lifecycle.hub.prepare import Progress, Report, nothing
+from tidegate_lifecycle.hub.words import HubFailed
+from tidegate_lifecycle.messages import BecameReady, Died, Fetching, Gone, Launched, Message, StartEnded
 from tidegate_lifecycle.probes import Probe
 from tidegate_lifecycle.runtimes.base import Runtime, Server, StartFailed, StartSpec
 from tidegate_lifecycle.sampling import Sampler
+
+_T = TypeVar("_T")
 
 log = structlog.get_logger("tidegate.keeper")
 
@@ -30,6 +34,9 @@ HUNG_GRACE = 2.0
 PROBE_TIMEOUT = 2.0
 
 
+Prepare = Callable[[Model, Report], Awaitable[Files]]
+
+
 @dataclass(frozen=True)
 class Tools:
     """What a keeper works with."""
@@ -37,6 +44,8 @@ class Tools:
     runtime: Runtime
     probe: Probe
     post: Callable[[Message], None]
+    prepare: Prepare = nothing
+    """Downloads what a model's server needs; HubFailed."""
 
 
 class _Ended(Exception):
@@ -64,14 +73,15 @@ class Keeper:
             self._background(self.tools.runtime.stop(self.server, self._grace))
         self._stop.set()
 
-    async def start(self, spec: Callable[[str, int], StartSpec], patience: float) -> None:
-        """The life of a new server. `spec` is given a host and a port; `patience` are the seconds that it may
-        take from its launch until it is ready: what goes before (an image is pulled) doesn't count."""
+    async def start(self, spec: Callable[[str, int, Files], StartSpec], patience: float) -> None:
+        """The life of a new server. `spec` is given a host, a port and files; `patience` are the seconds that
+        it may take from its launch until it is ready: what goes before (downloads, a pull) doesn't count."""
 
         async def life() -> None:
+            files = await self._downloaded()
             host, port = await self.tools.runtime.endpoint()
             try:
-                self.server = await self._started(spec(host, port))
+                self.server = await self._unless_stopped(self.tools.runtime.start(spec(host, port, files)))
             except StartFailed as error:
                 self._post(StartEnded(self.id, "refused", f"the server can't be started: {error}"))
                 raise _Ended from None
@@ -82,16 +92,34 @@ class Keeper:
 
         await self._to_the_end(life)
 
-    async def _started(self, spec: StartSpec) -> Server:
-        """The server, unless it is told to stop first: a start may take as long as a download."""
-        start, stop = self._background(self.tools.runtime.start(spec)), self._background(self._stop.wait())
-        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if not start.done():
-            start.cancel()  # the runtime first ends what it has begun: nothing is freed before
-            await asyncio.wait({start})
+    async def _downloaded(self) -> Files:
+        """The model's files: found on disk, or downloaded first."""
+
+        told: list[Progress] = []
+
+        def report(progress: Progress) -> None:
+            told[:] = [progress]
+            self._post(Fetching(self.id, progress))
+
+        try:
+            return await self._unless_stopped(self.tools.prepare(self.model, report))
+        except HubFailed as error:
+            self._post(StartEnded(self.id, "download", f"the model can't be downloaded: {error}"))
+            raise _Ended from None
+        finally:
+            if told:
+                self._post(Fetching(self.id, None))
+
+    async def _unless_stopped(self, work: Awaitable[_T]) -> _T:
+        """What comes of it, unless it is told to stop first: a start may take as long as a download."""
+        task, stop = self._background(work), self._background(self._stop.wait())
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()  # the runtime first ends what it has begun: nothing is freed before
+            await asyncio.wait({task})
             raise _Ended
-        server: Server = start.result()
-        return server
+        result: _T = task.result()
+        return result
 
     async def adopt(self, server: Server, ready: bool, deadline: float) -> None:
         """The life of a server that was found running; `deadline` is monotonic."""

@@ -6,9 +6,13 @@ import asyncio
 from dataclasses import dataclass, field
 
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
-from tidegate_lifecycle.catalog import Catalog
+from tidegate_lifecycle.catalog import Catalog, Model
 from tidegate_lifecycle.devices import Device
+from tidegate_lifecycle.footprints.record import Footprint
+from tidegate_lifecycle.footprints.verdict import Discarded
+from tidegate_lifecycle.hub.prepare import Progress
 from tidegate_lifecycle.link import Stream
+from tidegate_lifecycle.needs import Estimate
 from tidegate_lifecycle.probes import Load
 from tidegate_lifecycle.world import Policy
 
@@ -37,10 +41,19 @@ class StartEnded:
 
     instance_id: str
     kind: str
-    """A label of metrics: `refused` (it couldn't even begin), `deadline` or `exited`; of the last, by the
-    server's log, `neighbour` (another's memory changed while it measured its own) and `memory` (what was
-    reserved for it wasn't enough)."""
+    """A label of metrics: `download` (the model's files can't be had), `refused` (it couldn't even begin),
+    `deadline` or `exited`; of the last, by the server's log, `neighbour` (another's memory changed while it
+    measured its own) and `memory` (what was reserved for it wasn't enough)."""
     text: str
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """How far the download before a server's launch is."""
+
+    instance_id: str
+    progress: Progress | None
+    """None = it is over, whatever came of it."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,15 @@ class DevicesRead:
 
 
 @dataclass(frozen=True)
+class Estimated:
+    """What a model's files say that it needs, or why they don't."""
+
+    model: Model
+    """With the settings for which it was reckoned."""
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
 class Learned:
     """The learned load time of a model, in seconds."""
 
@@ -116,6 +138,52 @@ class Order:
     """load, unload, pin or unpin."""
     model: str
     done: asyncio.Future[None] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A server's footprint, or why there is none."""
+
+    instance_id: str
+    model: str
+    outcome: Footprint | Discarded
+
+
+@dataclass(frozen=True)
+class MeasureOrder:
+    """An operator wants a footprint now; `done` gets it or a Refused."""
+
+    model: str
+    done: asyncio.Future[Footprint] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class FootprintOrder:
+    """An operator's change of the footprints; `done` gets how many, or a Refused."""
+
+    put: tuple[Footprint, ...]
+    remove: tuple[tuple[str, str], ...]
+    """By model and signature."""
+    done: asyncio.Future[int] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class FootprintsKept:
+    """A change of the footprints was written down, or couldn't be."""
+
+    order: Measured | FootprintOrder
+    kept: tuple[Footprint, ...] | str
+    """All that there are now, or why nothing was kept."""
+
+
+@dataclass(frozen=True)
+class DeviceOrder:
+    """An operator takes a device back, or gives it back; `done` gets its id or a Refused."""
+
+    device: str
+    """Id or UUID."""
+    drain: bool
+    done: asyncio.Future[str] = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -146,15 +214,22 @@ Message = (
     Launched
     | BecameReady
     | StartEnded
+    | Fetching
     | Died
     | Gone
     | Sampled
     | DemandCame
     | StreamEnded
     | DevicesRead
+    | Estimated
     | Learned
     | Shutdown
     | Order
+    | Measured
+    | MeasureOrder
+    | FootprintOrder
+    | FootprintsKept
+    | DeviceOrder
     | Reloaded
     | ConfigRefused
     | Broke

@@ -43,6 +43,12 @@ DEVICE_RESERVED = Gauge(
     "tidegate_device_reserved_bytes", "Reserved for instances and intents.", ["device"], registry=REGISTRY
 )
 DEVICE_FOREIGN = Gauge("tidegate_device_foreign_bytes", "Used by others.", ["device"], registry=REGISTRY)
+DEVICE_SETTLING = Gauge(
+    "tidegate_device_settling_bytes",
+    "Of servers that have gone, and not shown as free by the driver yet.",
+    ["device"],
+    registry=REGISTRY,
+)
 ADMISSION_CONNECTED = Gauge(
     "tidegate_admission_connected", "1 while an admission is connected.", registry=REGISTRY
 )
@@ -61,5 +67,33 @@ OVERCOMMITTED = Counter(
     "tidegate_device_overcommitted_total",
     "Plans after which reservations exceeded a device's budget; stays 0.",
     ["device"],
+    registry=REGISTRY,
+)
+FOOTPRINT = Gauge(
+    "tidegate_footprint_bytes",
+    "What later starts of a model reserve on each card by its footprints; of several the most, 0 = none.",
+    ["model"],
+    registry=REGISTRY,
+)
+MEASURED = Counter(
+    "tidegate_footprints_measured_total",
+    "Measurements that became a footprint.",
+    ["model"],
+    registry=REGISTRY,
+)
+DISCARDED = Counter(
+    "tidegate_footprints_discarded_total",
+    "Measurements thrown away by reason: changed, gone, implausible, spread, unreadable, no_base, fills.",
+    ["model", "reason"],
+    registry=REGISTRY,
+)
+FOOTPRINT_STORE_FAILURES = Counter(
+    "tidegate_footprint_store_failures_total",
+    "Changes of the footprints that could not be kept.",
+    registry=REGISTRY,
+)
+FOOTPRINT_STORE_REPAIRS = Counter(
+    "tidegate_footprint_store_repairs_total",
+    "Damaged files that were put aside.",
     registry=REGISTRY,
 )

@@ -31,7 +31,8 @@ class Estimate:
     mib: Mapping[int, int] = field(default_factory=dict)
     """On each card, by the number of cards that it is spread over; empty = it can't be told."""
     least: Mapping[int, int] = field(default_factory=dict)
-    """With less it can't run at all; of a card whose budget is between the two it gets all of that."""
+    """With less it can't run at all; of a card with more than that and less than `mib` it gets all there is
+    beside others' use."""
     why: str = ""
     """How the numbers come about, or why there are none; for people."""
 
@@ -71,6 +72,8 @@ class Need:
     measured: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """By the kind of the cards and their number."""
     estimate: Estimate = Estimate()
+    pending: bool = False
+    """Its files are being read: a start waits for that, which takes seconds."""
 
     @property
     def declared(self) -> bool:
@@ -103,8 +106,8 @@ class Need:
         if source is Source.MEASURED:
             return self.measured[card.kind, count]
         if source is Source.ESTIMATED:
-            full, least = self.estimate.mib[count], self.estimate.least.get(count, math.inf)
-            return card.budget_mib if full > card.budget_mib >= least else full
+            full = self.estimate.mib[count]
+            return min(full, max(self.estimate.least.get(count, full), card.usable_mib))
         return max(1, card.usable_mib)
 
 
@@ -112,8 +115,9 @@ def need_of(
     model: Model,
     estimate: Estimate | None = None,
     measured: Mapping[tuple[str, int], int] | None = None,
+    estimating: bool = False,
 ) -> Need:
-    """The need of a model by all that is known of it."""
+    """The need of a model by all that is known of it. `estimating`: its estimate is under way."""
     return Need(
         model.name,
         model.pool,
@@ -122,4 +126,5 @@ def need_of(
         model.vram_share,
         measured or {},
         estimate or Estimate(),
+        estimating and not measured and model.vram_mib is None and model.vram_share is None,
     )

@@ -86,6 +86,8 @@ def choose_free(need: Need, ledger: Ledger) -> Chosen | None:
     for group in groups(need, ledger.cards.values()):
         fits = []
         for card in group.cards:
+            if card.closed:
+                continue
             mib, free = need.on(card, group.count), ledger.free(card.id, need.model)
             if card.usable_mib >= mib and free >= mib:
                 fits.append(Spot(card, mib, free - mib))
@@ -107,7 +109,8 @@ def choose_victims(
     taken = ledger.victims(need.model)
     options = []
     for group in groups(need, ledger.cards.values()):
-        found = (_spot(need, card, group.count, ledger, taken, idle, free_at) for card in group.cards)
+        open_ones = [card for card in group.cards if not card.closed]
+        found = (_spot(need, card, group.count, ledger, taken, idle, free_at) for card in open_ones)
         options.append((group.count, [spot for spot in found if spot is not None]))
     return _cheapest(options, _harm)
 
@@ -190,7 +193,9 @@ def describe(need: Need, ledger: Ledger, now: float) -> str:
         return f"there is no device in the pool {need.pool}"
     options = groups(need, ledger.cards.values())
     needs = {(need.on(group.cards[0], group.count), group.count) for group in options}
-    if len(needs) == 1:
+    if need.pending:
+        text = "what it needs is being read from its files"
+    elif len(needs) == 1:
         mib, count = needs.pop()
         text = f"needs {gib(mib)} GiB{_each(count)}"
     else:
@@ -220,11 +225,13 @@ def device_lines(need: Need, ledger: Ledger, now: float) -> tuple[str, ...]:
 
 
 def _line(card: Card, ledger: Ledger, now: float) -> str:
-    free = max(0, card.usable_mib - ledger.reserved(card.id))
-    parts = [f"{card.id} has {gib(free)} free of {gib(card.budget_mib)}"]
+    free = max(0, card.usable_mib - card.settling_mib - ledger.reserved(card.id))
+    parts = [f"{card.id} {card.closed or f'has {gib(free)} free of {gib(card.budget_mib)}'}"]
     parts += [f"held by {_holder(item, now)}" for item in ledger.on[card.id]]
     if card.foreign_mib:
         parts.append(f"{gib(card.foreign_mib)} GiB used by others")
+    if card.settling_mib:
+        parts.append(f"{gib(card.settling_mib)} GiB about to be free")
     parts += [
         f"{gib(need)} GiB promised to {intent.model}"
         for intent in ledger.intents.values()

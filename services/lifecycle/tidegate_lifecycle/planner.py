@@ -46,8 +46,8 @@ def plan(world: World, now: float) -> Plan:
     3. Models without a server, in turn: begun intents, `always_on`, the oldest ticket, orders, interest.
        Each is started, or gets room made, or waits with a reason (`_place`).
     4. One more instance for tickets that wait beside busy ones, in free memory only.
-    5. Idle, unloaded and replaced ones begin to drain, and the youngest of a model that has more than its
-       `instances`.
+    5. Idle, unloaded and replaced ones begin to drain, those on a device that an operator has taken back, and
+       the youngest of a model that has more than its `instances`.
     6. Victims whose beneficiary found room elsewhere in this very plan return.
     While admission is away or unsettled, the stops of 2, the evictions of 3, and 5 are left out.
     """
@@ -84,7 +84,8 @@ class _Planner:
         for model in self.world.catalog.values():  # 4
             self._scale_out(model)
         for item in self.world.instances if self.world.settled else ():  # 5
-            self._end_idle(item)
+            if not self._clear_device(item):
+                self._end_idle(item)
         for model in self.world.catalog.values() if self.world.settled else ():  # 5
             self._end_surplus(model)
         for model in self.world.catalog.values():
@@ -167,8 +168,9 @@ class _Planner:
         wanted_again = demand.waiting > 0 or demand.interest_until > self.now
         kept = self.keeps_room(item) and drain.cause in (DrainCause.IDLE, DrainCause.EVICTION)
         used = drain.cause is DrainCause.IDLE and (wanted_again or item.leases > 0)
-        current = drain.cause is DrainCause.RELOAD  # the configuration that it was started with is back
-        if not item.replaced and (self._spared(item) or kept or used or current):
+        back = drain.cause in (DrainCause.DEVICE, DrainCause.RELOAD)  # the device, or the configuration, is
+        obsolete = self._spared(item) or kept or used or back
+        if obsolete and not item.replaced and not self._taken(item):
             self.actions.append(Undrain(item.id))
             self.returned.add(item.model)
             return
@@ -186,7 +188,8 @@ class _Planner:
     def _return_the_spared(self) -> None:
         told = {action.instance_id for action in self.actions if isinstance(action, Undrain | Stop)}
         for item in self.world.instances:
-            if item.state is InstanceState.DRAINING and item.id not in told and self._spared(item):
+            draining = item.state is InstanceState.DRAINING and not self._taken(item)
+            if draining and item.id not in told and self._spared(item):
                 self.actions.append(Undrain(item.id))
 
     # -- 3: models without a server ----------------------------------------------------------------
@@ -212,6 +215,7 @@ class _Planner:
     def _place(self, model: Model) -> None:
         """One model's turn.
 
+        0. What it needs is being read from its files: it waits for that, seconds at most.
         1. Larger than any card's budget: never; nothing is evicted for it.
         2. In back-off: it waits; an `always_on` one keeps its room.
         3. It fits now: it starts, unless another server starts or stops there (the card gate).
@@ -220,6 +224,9 @@ class _Planner:
         6. Even without all that may go there is no room: no capacity.
         7. Others must go: they are told when their shield is over; until then the room is claimed.
         """
+        if self.world.need(model).pending:  # 0
+            self._wait(model, WaitReason.ESTIMATING)
+            return
         if not groups(self.world.need(model), self.ledger.cards.values()):  # 1
             self._wait(model, WaitReason.NEVER_FITS)
             return
@@ -243,14 +250,22 @@ class _Planner:
             self._make_room(model)
 
     def _underway(self, model: Model) -> bool:
-        """Its begun intent makes enough room; one that won't (others took memory meanwhile) is dropped."""
+        """Its begun intent makes enough room; one that won't (others took memory meanwhile) is dropped.
+
+        Its victims may all have gone, and their memory not have been seen free yet.
+        """
         intent = self.ledger.intents.get(model.name)
         if intent is None:
             return False
-        if intent.victims and self.ledger.suffices(intent):
+        settling = self._settling(intent)
+        closed = any(self.ledger.cards[card].closed for card in intent.devices)
+        if (intent.victims or settling) and not closed and self.ledger.suffices(intent):
             return True
         del self.ledger.intents[model.name]
         return False
+
+    def _settling(self, intent: Intent) -> bool:
+        return any(self.ledger.cards[card].settling_mib for card in intent.devices)
 
     def _start(self, model: Model, chosen: Chosen) -> None:
         if any(self.ledger.gated(card) for card in chosen.devices):
@@ -264,7 +279,7 @@ class _Planner:
         for spot in chosen.spots:
             self.ledger.started[spot.card.id] += spot.need
             self.ledger.changing.add(spot.card.id)
-        self.actions.append(Start(model.name, chosen.devices, max(spot.need for spot in chosen.spots)))
+        self.actions.append(Start(model.name, chosen.devices, min(spot.need for spot in chosen.spots)))
 
     def _make_room(self, model: Model) -> None:
         demand = self.demand(model.name)
@@ -341,7 +356,7 @@ class _Planner:
         if ahead is None or loading is None or drain is None:
             return None
         wait = max(0.0, begins - self.now) + loading + drain
-        return ahead + wait + (STOP_TIME if intent.victims else 0.0) + load
+        return ahead + wait + (STOP_TIME if intent.victims or self._settling(intent) else 0.0) + load
 
     def _drain_left(self, victim: Instance) -> float | None:
         """Seconds until a victim is empty at the latest, once it may be told to drain; None = unknown."""
@@ -380,6 +395,20 @@ class _Planner:
         gated = chosen is not None and any(self.ledger.gated(card) for card in chosen.devices)
         if due <= self.now and chosen is not None and not gated:
             self._order(model, chosen)
+
+    def _taken(self, item: Instance) -> list[str]:
+        """Its devices that an operator has taken back."""
+        return [
+            card for card in item.devices if card in self.ledger.cards and self.ledger.cards[card].draining
+        ]
+
+    def _clear_device(self, item: Instance) -> bool:
+        """Begins its drain when its device was taken back; an operator says so, `always_on` or not."""
+        taken = self._taken(item) if item.state is InstanceState.READY else []
+        if taken:
+            reason = f"{', '.join(taken)} was taken back by an operator"
+            self.actions.append(StartDrain(item.id, DrainCause.DEVICE, reason))
+        return bool(taken)
 
     def _end_idle(self, item: Instance) -> None:
         model = self.world.catalog.get(item.model)

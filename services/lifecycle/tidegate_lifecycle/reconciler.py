@@ -19,7 +19,8 @@ from tidegate_lifecycle import messages as m
 from tidegate_lifecycle import metrics, renewal
 from tidegate_lifecycle.adoption import Found
 from tidegate_lifecycle.budget import Ledger
-from tidegate_lifecycle.fleet import Fleet, refused
+from tidegate_lifecycle.estimating import Estimator, keep_up, take_estimate
+from tidegate_lifecycle.fleet import Fleet, no_device, refused
 from tidegate_lifecycle.instance import Drain, DrainCause, Instance, InstanceState
 from tidegate_lifecycle.keeper import Tools
 from tidegate_lifecycle.planner import plan
@@ -42,6 +43,8 @@ class Reconciler:
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
+        self.estimator: Estimator | None = None
+        """Reckons what models need; None = nobody does."""
         self.mailbox: asyncio.Queue[m.Message] = asyncio.Queue()
         self.settled = asyncio.Event()
         """The first reconcile is done."""
@@ -51,18 +54,22 @@ class Reconciler:
             m.Launched: self._launched,
             m.BecameReady: self._became_ready,
             m.StartEnded: self._start_ended,
+            m.Fetching: self._fetching,
             m.Died: self._died,
             m.Gone: self._gone,
             m.Sampled: self._sampled,
             m.DemandCame: self._demand_came,
             m.StreamEnded: self._stream_ended,
             m.DevicesRead: self._devices_read,
+            m.Estimated: self._estimated,
             m.Learned: self._learned,
             m.Order: self._order,
+            m.DeviceOrder: self._device_order,
             m.Reloaded: partial(renewal.take, self.fleet),
             m.ConfigRefused: partial(renewal.refuse, self.fleet),
             m.Shutdown: self._shutdown,
             m.Broke: self._broke,
+            **fleet.footprints.handlers,
         }
 
     def post(self, message: m.Message) -> None:
@@ -75,7 +82,7 @@ class Reconciler:
         now = monotonic()
         for item in found:
             self.fleet.take_over(item, now)
-        self.fleet.read_devices(list(self.fleet.devices.values()), now)
+        self.fleet.inventory.read(list(self.fleet.devices.values()), now, self.fleet.instances.values())
         self.settled.set()
         self.fleet.settled = True
         for model in self.fleet.catalog.models.values():
@@ -115,6 +122,7 @@ class Reconciler:
         self.fleet.to(instance, InstanceState.READY, now)
         self.fleet.circuits.succeeded(instance.model)
         self.fleet.end_span(instance.id)
+        self.fleet.footprints.ready(instance)
         if not self._external(instance) and not instance.adopted:
             took = now - instance.loads_since
             self.fleet.count(instance.model, "loads")
@@ -153,6 +161,12 @@ class Reconciler:
             self.fleet.ordered.discard(instance.model)
             self.fleet.circuits.failed(instance.model, message.text, now, message.kind == "deadline")
 
+    def _fetching(self, message: m.Fetching, now: float) -> None:
+        event = self.fleet.fetches.take(message.instance_id, message.progress, now)
+        instance = self.fleet.instances.get(message.instance_id)
+        if event is not None and instance is not None:
+            self.fleet.events.add(now, event[0], instance.model, instance.id, event[1])
+
     def _died(self, message: m.Died, now: float) -> None:
         instance = self.fleet.instances[message.instance_id]
         if instance.state not in (InstanceState.READY, InstanceState.DRAINING):
@@ -174,7 +188,8 @@ class Reconciler:
 
     def _gone(self, message: m.Gone, now: float) -> None:
         instance = self.fleet.instances.pop(message.instance_id)
-        self.fleet.freed.update(dict.fromkeys(instance.devices, now))
+        self.fleet.footprints.gone(instance.id)
+        self.fleet.inventory.gone(instance, now)
         if instance.state is not InstanceState.STOPPING:
             self.fleet.to(instance, InstanceState.STOPPING, now, "it was told to end")
         self.fleet.to(instance, InstanceState.GONE, now, instance.reason)
@@ -213,7 +228,9 @@ class Reconciler:
             self.fleet.events.add(now, "admission_left")
 
     def _devices_read(self, message: m.DevicesRead, now: float) -> None:
-        self.fleet.read_devices(message.devices, message.began)
+        instances = self.fleet.instances.values()
+        self.fleet.tell(self.fleet.inventory.read(message.devices, message.began, instances), now)
+        self.fleet.footprints.read(message.began)
 
     def _broke(self, message: m.Broke, now: float) -> None:
         raise message.error
@@ -229,6 +246,9 @@ class Reconciler:
                 self.fleet.drain(instance, drain, "the service stops")
             else:
                 self.fleet.stop(instance, now, "the service stops")
+
+    def _estimated(self, message: m.Estimated, now: float) -> None:
+        take_estimate(self.fleet, message)
 
     def _order(self, message: m.Order, now: float) -> None:
         """An operator's order: carried out by the plan that follows, or refused in numbers."""
@@ -247,6 +267,7 @@ class Reconciler:
             self.fleet.pinned.discard(name)
         elif message.verb == "unload":
             self.fleet.ordered.discard(name)
+            self._give_up(name, now)
             if any(instance.model == name for instance in self.fleet.instances.values()):
                 self.fleet.unload.add(name)
         elif message.verb == "load":
@@ -259,16 +280,44 @@ class Reconciler:
             self.fleet.ordered.add(name)
         message.done.set_result(None)
 
+    def _give_up(self, name: str, now: float) -> None:
+        """Ends starts that have no server yet: nobody needs what is being downloaded for them."""
+        for instance in list(self.fleet.instances.values()):
+            waits = instance.state is InstanceState.STARTING and instance.launched_at is None
+            if instance.model == name and waits:
+                self.fleet.end_span(instance.id, "unloaded")
+                self.fleet.stop(instance, now, "an operator unloaded it")
+
+    def _device_order(self, message: m.DeviceOrder, now: float) -> None:
+        """An operator takes a device back or gives it back: remembered before it is answered."""
+        if message.done.done():
+            return
+        device = self.fleet.inventory.find(message.device)
+        if device is None:
+            message.done.set_exception(no_device(message.device, list(self.fleet.devices.values())))
+            return
+        self.fleet.tell(self.fleet.inventory.take_back(device, message.drain), now)
+        self.fleet.spawn(self._keep_taken(device.id, message.done))
+
+    async def _keep_taken(self, device: str, done: asyncio.Future[str]) -> None:
+        await self.fleet.store.set_taken(self.fleet.inventory.taken)
+        if not done.done():
+            done.set_result(device)
+
     # -- plan, act, publish ------------------------------------------------------------------------
 
     def _reconcile(self, now: float) -> float:
         """One turn; returns when to plan again at the latest."""
+        if self.estimator is not None:
+            keep_up(self.fleet, self.estimator)
         loading = {i.model for i in self.fleet.instances.values() if i.state is InstanceState.STARTING}
         # At the end of a back-off its reason is taken back, though nobody may wait.
         retry_at = self.fleet.circuits.forgive(now, loading)
         for instance in self.fleet.instances.values():
             instance.forget(now)
             instance.prepare(now)
+        inventory = self.fleet.inventory
+        self.fleet.tell(inventory.settle(self.fleet.instances.values(), now), now)
         if self.fleet.stopping:
             wake_at = self._shutdown_turn(now)
         else:
@@ -276,8 +325,9 @@ class Reconciler:
             self._act(decided, now)
             wake_at = decided.wake_at
         self._ask_servers()
+        self.fleet.hurry(inventory.settling)
         self.fleet.publish(now)
-        return min(wake_at, retry_at)
+        return min(wake_at, retry_at, inventory.bound)
 
     def _ask_servers(self) -> None:
         """Where a drain, or a model that waits for room, depends on a server's own count: a newer one."""
@@ -308,6 +358,8 @@ class Reconciler:
         deadline = now + limit if limit else None
         if action.cause is DrainCause.EVICTION:
             metrics.EVICTIONS.labels(instance.model).inc()
+        elif action.cause is DrainCause.DEVICE and instance.model in self.fleet.pinned:
+            self.fleet.ordered.add(instance.model)  # it moves to another device, if there is room
         self.fleet.drain(instance, Drain(action.cause, now, deadline, action.beneficiary), action.reason)
 
     def _finish_drain(self, action: Stop, now: float) -> None:

@@ -17,6 +17,8 @@ from tidegate_chassis.process import monotonic
 from tidegate_lifecycle import messages, status, supply
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.events import Event
+from tidegate_lifecycle.explaining import need_text
+from tidegate_lifecycle.footprints.rpc import FootprintsServicer
 from tidegate_lifecycle.link import Stream
 from tidegate_lifecycle.planner import explain
 from tidegate_lifecycle.reconciler import Reconciler
@@ -30,7 +32,7 @@ TICK = 0.1
 Context = aio.ServicerContext[Any, Any]
 
 
-class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
+class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceServicer):
     """Reads the reconciler's state, posts messages to it, and changes nothing itself."""
 
     def __init__(self, reconciler: Reconciler, runtime: Runtime) -> None:
@@ -141,6 +143,16 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         await self._order("pin" if request.pinned else "unpin", model)
         return pb.PinModelResponse(model=model.name, pinned=request.pinned or model.always_on)
 
+    async def DrainDevice(self, request: pb.DrainDeviceRequest, context: Context) -> pb.DrainDeviceResponse:  # noqa: N802
+        """Takes a device back, or gives it back; NOT_FOUND names those that there are."""
+        done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.post(messages.DeviceOrder(request.device_id, request.drain, done))
+        async with asyncio.timeout(10):
+            device = await done
+        there = [item for item in self.fleet.instances.values() if device in item.devices]
+        leases = sum(item.leases for item in there)
+        return pb.DrainDeviceResponse(device_id=device, instances=len(there), leases=leases)
+
     async def PlanPlacement(  # noqa: N802
         self, request: pb.PlanPlacementRequest, context: Context
     ) -> pb.PlanPlacementResponse:
@@ -151,7 +163,12 @@ class LifecycleServicer(lifecycle_pb2_grpc.LifecycleServiceServicer):
         decided, lines = explain(self.fleet.world(), model.name, monotonic())
         wait = decided.waits.get(model.name)
         actions = [text for action in decided.actions if (text := _words(action, model.name))]
-        return pb.PlanPlacementResponse(actions=actions, problem=wait.text if wait else "", devices=lines)
+        return pb.PlanPlacementResponse(
+            actions=actions,
+            problem=wait.text if wait else "",
+            devices=lines,
+            need=need_text(self.fleet.need(model), self.fleet.cards()),
+        )
 
     async def WatchEvents(  # noqa: N802
         self, request: pb.WatchEventsRequest, context: Context

@@ -15,7 +15,6 @@ from tidegate_chassis.config import (
     Settings,
     TelemetrySettings,
     check,
-    later,
     read,
     require,
 )
@@ -23,7 +22,8 @@ from tidegate_chassis.kinds import Address, Choice, Duration, Flag, Number, Size
 from tidegate_lifecycle.catalog import Catalog, DeviceSpec, Model
 from tidegate_lifecycle.docker_settings import IMAGE, VOLUME, DockerSettings
 from tidegate_lifecycle.engines import ENGINES
-from tidegate_lifecycle.engines.base import owned
+from tidegate_lifecycle.footprints.settings import FootprintSettings
+from tidegate_lifecycle.hub.source import is_gguf, parse
 from tidegate_lifecycle.kinds import MIB, Identifier, JsonObject, ListOf, Mapped, Maybe, Vram, VramKind
 from tidegate_lifecycle.reload import TAKEN_OVER
 from tidegate_lifecycle.world import Policy
@@ -38,7 +38,9 @@ class DeviceSettings(Settings):
     """One entry of `lifecycle.devices`."""
 
     id: Annotated[str, Identifier()] = Field(
-        ..., description="Its name; without `memory`: the index or UUID of a card that nvidia-smi shows."
+        ...,
+        description="Its name. Without `memory`: the index or UUID of a card that nvidia-smi shows, or of a "
+        "MIG instance (0:1, MIG-...). With it: any; with a UUID servers are started on that card.",
     )
     memory: Annotated[int | None, Maybe(Size("1MiB", "10TiB"))] = Field(
         None, description="Total memory, declared; empty = read from the driver."
@@ -87,9 +89,13 @@ class LifecycleSettings(Settings):
     )
     hf_cache: Annotated[str, _TEXT] = Field(
         "~/.cache/huggingface",
-        description="The hub's cache, mounted into containers of engines vllm and llamacpp; empty = none.",
+        description="The hub's cache: models are downloaded into it, and containers of engines vllm and "
+        "llamacpp have it mounted; empty = none. Left out, processes use the environment's (HF_HOME).",
     )
     docker: DockerSettings = Field(DockerSettings(), description="The docker runtime.")
+    footprints: FootprintSettings = Field(
+        FootprintSettings(), description="How what servers really take is measured."
+    )
     metrics_listen: Annotated[str, Address(unix=False, optional=True)] = Field(
         "", description="Where /metrics is served, host:port; empty = nowhere."
     )
@@ -115,7 +121,9 @@ class ModelSettings(Settings):
         Mapped(r"[A-Za-z_][A-Za-z0-9_]*", 'names of variables, each with a text (numbers in quotes: "1")'),
     ] = Field({}, description="Environment variables of its server.")
     vram: Annotated[Vram | None, Maybe(VramKind())] = Field(
-        None, description="Memory per card, such as 10GiB or 90%; empty = a whole card."
+        None,
+        description="Memory per card, such as 10GiB or 90%; empty = estimated from the model's files with "
+        "engines vllm and llamacpp, then measured; a whole card while neither is possible.",
     )
     pool: Annotated[str, Text(_NAME, _NAME_WORDS)] = Field(
         "default", description="The pool of devices that it is placed in."
@@ -148,8 +156,12 @@ class ModelSettings(Settings):
         {}, description="Merged under the fields of each request."
     )
     source: Annotated[
-        str | None, Maybe(Text(r"[^\x00-\x20-][^\x00-\x1f]*", "a hub name, a folder or a file"))
-    ] = Field(None, description="Engines vllm and llamacpp: hub name, folder, GGUF file.")
+        str | None, Maybe(Text(r"[^\x00-\x20-][^\x00-\x1f]*", "a hub name, a folder, a file or a URL"))
+    ] = Field(
+        None,
+        description="Engines vllm and llamacpp: org/repo, a folder, or GGUF as a file, a URL, "
+        "org/repo/file.gguf, org/repo-GGUF or org/repo:QUANT.",
+    )
     executable: Annotated[str | None, Maybe(Text(r"[^\x00-\x1f]+", "a program's name or path"))] = Field(
         None, description="The program of engines vllm and llamacpp; empty = vllm, llama-server."
     )
@@ -160,13 +172,23 @@ class ModelSettings(Settings):
         None, description="Context length in tokens; empty = the model's own."
     )
     max_num_seqs: Annotated[int | None, Maybe(Whole(1, 65536))] = Field(
-        None, description="Sequences that the server works on at once; empty = the server's default."
+        None,
+        description="Sequences that the server works on at once; empty = 256 with vllm, or max_concurrent if "
+        "that is more, and 1 with llamacpp.",
     )
-    kv_reservation_seqs: Annotated[int | None, Maybe(Whole(1, 65536))] = later(
-        None, "estimates come with a later version", "Sequences whose KV cache is reserved."
+    kv_reservation_seqs: Annotated[int | None, Maybe(Whole(1, 65536))] = Field(
+        None,
+        description="Engine vllm: sequences of max_model_len whose KV cache is reserved; few do for many "
+        "short requests. Empty = max_num_seqs, or as many as hold 32,768 tokens when that is empty too. "
+        "They shrink to one before the model is refused.",
+    )
+    kv_cache_dtype: Annotated[str | None, Maybe(Text(r"[A-Za-z0-9_]+", "a word such as fp8 or q8_0"))] = (
+        Field(
+            None, description="Engines vllm and llamacpp: type of the KV cache; empty = the server's default."
+        )
     )
     tensor_parallel_size: Annotated[int | None, Maybe(Whole(1, 64))] = Field(
-        None, description="How many equal cards it is spread over; empty = 1."
+        None, description="How many equal cards it is spread over; empty = the fewest on which it fits."
     )
     quantization: Annotated[str | None, Maybe(Text(r"[A-Za-z0-9_.-]+", "a word"))] = Field(
         None, description="Engine vllm: --quantization."
@@ -175,7 +197,7 @@ class ModelSettings(Settings):
         "auto", description="Engine vllm: --dtype."
     )
     tokenizer: Annotated[str | None, Maybe(Text(r"[^\x00-\x20-][^\x00-\x1f]*", "a hub name or a folder"))] = (
-        Field(None, description="Engine vllm: --tokenizer.")
+        Field(None, description="Engine vllm: --tokenizer; with GGUF the repository of the original model.")
     )
     volumes: Annotated[tuple[str, ...], ListOf(VOLUME)] = Field(
         (), description="Docker runtime: folders or named volumes for its container, SOURCE:TARGET[:ro|rw]."
@@ -335,9 +357,11 @@ def _check_engine(path: str, name: str, entry: ModelSettings, found: list[Proble
         found.append(Problem(f"{path}.{required}", f"is required by the engine {entry.engine}"))
     if entry.engine == "command":
         _check_command(path, entry, found)
-    for argument in owned(ENGINES[entry.engine], entry.extra_args):
-        text = f"{argument!r} is set by the service; use the model's own keys instead"
-        found.append(Problem(f"{path}.extra_args", text))
+    _check_gguf(path, entry, found)
+    for argument in entry.extra_args:
+        if instead := ENGINES[entry.engine].flags.instead(argument):
+            text = f"{argument!r} is set by the service; {instead}"
+            found.append(Problem(f"{path}.extra_args", text))
     if entry.extra_args and entry.engine in ("command", "external"):
         found.append(
             Problem(f"{path}.extra_args", f"has no function with the engine {entry.engine}", warning=True)
@@ -347,10 +371,28 @@ def _check_engine(path: str, name: str, entry: ModelSettings, found: list[Proble
     if entry.max_concurrent and entry.max_queue and entry.max_concurrent > entry.max_queue:
         text = f"{entry.max_concurrent} is more than max_queue ({entry.max_queue})"
         found.append(Problem(f"{path}.max_concurrent", text, warning=True))
-    if entry.vram is None and entry.engine != "external":
-        found.append(
-            Problem(f"{path}.vram", "is not given: the model gets a whole card of its pool", warning=True)
-        )
+    if entry.vram is None and entry.engine == "command":
+        text = "is not given: the model gets a whole card of its pool until it was measured"
+        found.append(Problem(f"{path}.vram", text, warning=True))
+    _check_reservation(path, entry, found)
+
+
+def _check_reservation(path: str, entry: ModelSettings, found: list[Problem]) -> None:
+    seqs = entry.kv_reservation_seqs
+    if seqs is None:
+        return
+    if entry.engine != "vllm":
+        text = f"has no function with the engine {entry.engine}"
+        found.append(Problem(f"{path}.kv_reservation_seqs", text, warning=True))
+    elif entry.max_num_seqs is not None and seqs > entry.max_num_seqs:
+        text = f"{seqs} is more than max_num_seqs ({entry.max_num_seqs}), which counts"
+        found.append(Problem(f"{path}.kv_reservation_seqs", text, warning=True))
+
+
+def _check_gguf(path: str, entry: ModelSettings, found: list[Problem]) -> None:
+    if entry.engine == "vllm" and entry.source and not entry.tokenizer and is_gguf(parse(entry.source)):
+        text = "is not given: vLLM then converts the GGUF file's own, which takes long and may be wrong"
+        found.append(Problem(f"{path}.tokenizer", text, warning=True))
 
 
 def _check_command(path: str, entry: ModelSettings, found: list[Problem]) -> None:
@@ -424,6 +466,7 @@ def to_model(name: str, entry: ModelSettings, lifecycle: LifecycleSettings) -> M
         max_model_len=entry.max_model_len,
         max_num_seqs=entry.max_num_seqs,
         kv_reservation_seqs=entry.kv_reservation_seqs,
+        kv_cache_dtype=entry.kv_cache_dtype or "",
         quantization=entry.quantization or "",
         dtype=entry.dtype,
         tokenizer=entry.tokenizer or "",

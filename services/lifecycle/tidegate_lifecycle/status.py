@@ -10,6 +10,7 @@ from tidegate_lifecycle.budget import Card, Ledger
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.fleet import Fleet
+from tidegate_lifecycle.hub import watching
 from tidegate_lifecycle.instance import Instance
 from tidegate_lifecycle.needs import Need, Source
 from tidegate_lifecycle.placing import groups
@@ -26,7 +27,7 @@ def snapshot(fleet: Fleet, now: float) -> pb.GetStatusResponse:
         settled=fleet.settled,
         models=[_model(fleet, model, cards, now) for _, model in sorted(fleet.catalog.models.items())],
         instances=[_instance(item, now) for item in fleet.instances.values()],
-        devices=[_device(fleet, device, cards[device.id], ledger) for device in fleet.devices.values()],
+        devices=[_device(fleet, device, cards[device.id], ledger, now) for device in fleet.devices.values()],
         admission_connected=fleet.link.connected,
         catalog_generation=fleet.config.generation,
         config_age_ms=millis(now - fleet.config.read_at),
@@ -47,6 +48,9 @@ def _model(fleet: Fleet, model: Model, cards: dict[str, Card], now: float) -> pb
     )
     if not model.external:
         _tell_need(status, fleet.need(model), cards.values())
+    fetch = fleet.fetches.of(one for one in fleet.instances.values() if one.model == model.name)
+    if fetch is not None:
+        status.download.CopyFrom(watching.status(fetch))
     if model.name in fleet.views:
         supply = model_supply(fleet.views[model.name], now)
         status.state, status.reason, status.message = supply.state, supply.reason, supply.message
@@ -91,7 +95,7 @@ def _instance(item: Instance, now: float) -> pb.InstanceStatus:
     return status
 
 
-def _device(fleet: Fleet, device: Device, card: Card, ledger: Ledger) -> pb.DeviceStatus:
+def _device(fleet: Fleet, device: Device, card: Card, ledger: Ledger, now: float) -> pb.DeviceStatus:
     promised = sum(
         need
         for intent in fleet.intents
@@ -108,7 +112,12 @@ def _device(fleet: Fleet, device: Device, card: Card, ledger: Ledger) -> pb.Devi
         budget_mib=device.budget_mib,
         reserved_mib=ledger.reserved(device.id) + promised,
         problem=device.problem,
+        draining=card.draining,
+        settling_mib=card.settling_mib,
+        missing=device.missing,
     )
+    if device.since is not None:
+        status.problem_ms = millis(now - device.since)
     if device.used_mib is not None:
         status.foreign_mib = card.foreign_mib
     return status

@@ -6,33 +6,36 @@ two lifecycle services on one directory would stop each other's servers.
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
 from tidegate_chassis.config import ConfigError, Problem
+from tidegate_lifecycle.database import Database, put_aside
 
 log = structlog.get_logger("tidegate.store")
 
-_T = TypeVar("_T")
 NAME = "lifecycle.db"
 ALPHA = 0.3
 """Weight of the newest load in a model's mean load time."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS roster (id INTEGER PRIMARY KEY CHECK (id = 1), sessions TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS taken (device TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS loads (model TEXT PRIMARY KEY, seconds REAL NOT NULL, count INTEGER NOT NULL);
 """
-_QUERIES = ("SELECT value FROM counters", "SELECT sessions FROM roster", "SELECT seconds, count FROM loads")
+_QUERIES = (
+    "SELECT value FROM counters",
+    "SELECT sessions FROM roster",
+    "SELECT seconds, count FROM loads",
+    "SELECT device FROM taken",
+)
 
 
 class Store:
@@ -40,9 +43,9 @@ class Store:
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
-        self._thread = ThreadPoolExecutor(1, "tidegate-store")
+        self.database = Database(data_dir / NAME, _TABLES, _QUERIES)
+        self._do = self.database.do
         self._lock: int | None = None
-        self._connection: sqlite3.Connection | None = None
 
     async def lock(self) -> None:
         """Makes and takes the directory. ConfigError when it can't be written, or another service has it."""
@@ -80,10 +83,18 @@ class Store:
         """Takes a load into the mean, and returns it."""
         return await self._do(self._record_load, model, seconds)
 
+    async def taken(self) -> set[str]:
+        """The devices that an operator has taken back: UUIDs, or ids of declared ones."""
+        return await self._do(self._taken)
+
+    async def set_taken(self, devices: Collection[str]) -> None:
+        """Remembers them."""
+        await self._do(self._set_taken, sorted(devices))
+
     async def close(self) -> None:
         """Closes the file and gives the directory free."""
-        await self._do(self._close)
-        await asyncio.to_thread(self._thread.shutdown)
+        await self._do(self._give_back)
+        await self.database.shut()
 
     # In the thread
 
@@ -112,18 +123,19 @@ class Store:
 
     def _open(self) -> int:
         self._take()
-        path = self._data_dir / NAME
         try:
-            self._connection, damaged = self._connect(path), False
+            self.database.open()
+            damaged = False
         except sqlite3.OperationalError as error:
-            raise _refused(f"{path} can't be used: {error}") from error
+            raise _refused(f"{self.database.path} can't be used: {error}") from error
         except sqlite3.DatabaseError as error:
-            log.error("store.damaged", file=NAME, error=str(error), kept_as=_put_aside(path))
-            self._connection, damaged = self._connect(path), True
+            log.error("store.damaged", file=NAME, error=str(error), kept_as=put_aside(self.database.path))
+            self.database.open()
+            damaged = True
         try:
-            return self._begin(self._connection, damaged)
+            return self._begin(self._db, damaged)
         except sqlite3.OperationalError as error:  # a full disk
-            raise _refused(f"{path} can't be written: {error}; make room there") from error
+            raise _refused(f"{self.database.path} can't be written: {error}; make room there") from error
 
     def _begin(self, connection: sqlite3.Connection, damaged: bool) -> int:
         """Counts this boot."""
@@ -138,23 +150,6 @@ class Store:
                 connection.execute("INSERT OR IGNORE INTO roster VALUES (1, '[]')")
                 connection.execute("INSERT OR IGNORE INTO counters VALUES ('no_admission', 1)")
         return boot
-
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        """Opens and checks; DatabaseError when the file is damaged or none of ours."""
-        connection = sqlite3.connect(path, timeout=5)
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            found = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
-            if found != ["ok"]:
-                raise sqlite3.DatabaseError(str(found[:1]))
-            connection.executescript(_TABLES)
-            for query in _QUERIES:
-                connection.execute(query).fetchall()
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
 
     def _write(self, statement: str, values: tuple[object, ...]) -> None:
         """A full disk must not end a service whose model servers work; it remembers less, and says so."""
@@ -174,6 +169,14 @@ class Store:
     def _set_roster(self, roster: list[str]) -> None:
         self._write("INSERT OR REPLACE INTO roster VALUES (1, ?)", (json.dumps(roster),))
 
+    def _taken(self) -> set[str]:
+        return {row[0] for row in self._db.execute("SELECT device FROM taken")}
+
+    def _set_taken(self, devices: list[str]) -> None:
+        text = json.dumps(devices)
+        self._write("DELETE FROM taken WHERE device NOT IN (SELECT value FROM json_each(?))", (text,))
+        self._write("INSERT OR IGNORE INTO taken SELECT value FROM json_each(?)", (text,))
+
     def _load_times(self) -> dict[str, float]:
         return dict(self._db.execute("SELECT model, seconds FROM loads").fetchall())
 
@@ -183,35 +186,15 @@ class Store:
         self._write("INSERT OR REPLACE INTO loads VALUES (?, ?, ?)", (model, mean, count))
         return float(mean)
 
-    def _close(self) -> None:
-        if self._connection:
-            self._connection.close()
-            self._connection = None
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
     @property
     def _db(self) -> sqlite3.Connection:
-        if self._connection is None:
-            raise RuntimeError("the store is not open")
-        return self._connection
+        return self.database.connection
 
-    async def _do(self, function: Callable[..., _T], *args: object) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
-
-
-def _put_aside(path: Path) -> str:
-    """Renames a damaged file, and its journal with it: a journal beside a new file would damage that one."""
-    n = 1
-    while (kept := path.with_name(f"{path.name}.damaged-{n}")).exists():
-        n += 1
-    os.replace(path, kept)
-    for suffix in ("-wal", "-shm"):
-        journal = path.with_name(path.name + suffix)
-        if journal.exists():
-            os.replace(journal, kept.with_name(kept.name + suffix))
-    return kept.name
+    def _give_back(self) -> None:
+        if self._lock is not None:
+            self.database.close()
+            os.close(self._lock)
+            self._lock = None
 
 
 def _refused(message: str) -> ConfigError:

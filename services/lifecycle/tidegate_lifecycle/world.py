@@ -13,7 +13,7 @@ from tidegate_lifecycle.instance import DrainCause, Instance
 from tidegate_lifecycle.needs import Need, need_of
 
 STOP_TIME = 10.0
-"""Seconds that a stop takes at most, for the bounds of turns."""
+"""Seconds that a stop takes at most, until its memory is shown free, for the bounds of turns."""
 SCALE_OUT_WAIT = 1.0
 """Seconds that tickets wait for the instances there are before one more is started."""
 
@@ -126,6 +126,8 @@ Action = Start | StartDrain | Undrain | Stop
 class WaitReason(enum.Enum):
     """Why a wanted model isn't started by this plan."""
 
+    ESTIMATING = "estimating"
+    """What it needs isn't known yet; its files are being read."""
     BACK_OFF = "back_off"
     GATE = "gate"
     """It fits, but another server starts or stops on those cards."""

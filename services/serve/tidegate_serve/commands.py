@@ -25,6 +25,8 @@ def add(commands: Any) -> None:
     _leases(commands)
     _queues(commands)
     _models(commands)
+    _footprints(commands)
+    _devices(commands)
     _explain(commands)
     _events(commands)
     _logs(commands)
@@ -64,6 +66,42 @@ def _models(commands: Any) -> None:
     for command in (listing, load, unload, pin, unpin):
         _json(command)
         _where("lifecycle", command)
+
+
+def _devices(commands: Any) -> None:
+    actions = _noun(commands, "devices", "what models run on: list the devices, take one back, give it back")
+    listing = actions.add_parser("list", help="every device: memory, who holds it, what is wrong with it")
+    drain = actions.add_parser(
+        "drain",
+        help="take it back: its servers end when their requests are done, nothing new is placed there",
+    )
+    undrain = actions.add_parser("undrain", help="give it back")
+    for command in (drain, undrain):
+        command.add_argument("device", metavar="DEVICE", help="its id or its UUID")
+    for command in (listing, drain, undrain):
+        _json(command)
+        _where("lifecycle", command)
+
+
+def _footprints(commands: Any) -> None:
+    actions = _noun(commands, "footprints", "what servers really take of their cards: list, measure, move")
+    listing = actions.add_parser("list", help="all that are kept, and whether they hold as configured now")
+    measure = actions.add_parser("measure", help="measure a running server now; takes some seconds")
+    export = actions.add_parser("export", help="as JSON, for `footprints import` of another installation")
+    importing = actions.add_parser(
+        "import", help="take in an export, or the memory_footprints.json of vllm_gateway"
+    )
+    delete = actions.add_parser("delete", help="forget: the model is measured again at its next start")
+    for command in (listing, export):
+        command.add_argument("--model", default="", metavar="NAME", help="only this model's")
+    for command in (measure, delete):
+        command.add_argument("model", metavar="MODEL", help="its name or an alias")
+    delete.add_argument("--signature", default="", metavar="HEX", help="only this one, as `list` shows it")
+    export.add_argument("--output", metavar="FILE", help="write it there; else it is printed")
+    importing.add_argument("file", metavar="FILE", help="- is the standard input")
+    for command in (listing, measure, importing, delete):
+        _json(command)
+    _where("lifecycle", listing, measure, export, importing, delete)
 
 
 def _explain(commands: Any) -> None:

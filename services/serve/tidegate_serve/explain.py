@@ -33,4 +33,6 @@ def placement_text(model: str, answer: pb.PlanPlacementResponse) -> str:
         lines.append(
             f"{model} waits: {answer.problem}" if steps else f"{model} can't be had: {answer.problem}"
         )
+    if answer.need:
+        lines.append(f"  needs: {answer.need}")
     return "\n".join([*lines, *(f"  {device}" for device in answer.devices)])

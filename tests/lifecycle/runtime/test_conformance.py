@@ -109,6 +109,18 @@ async def test_stop_kills_a_stubborn_server_with_all_its_children(
     assert await server.exited() == "signal 9"
 
 
+async def test_all_processes_of_a_server_are_told(kind: ProcessKind, runtime: Runtime) -> None:
+    """Itself and its children, in its session or not, by the host's numbers; of one that has gone, none."""
+    server = await runtime.start(kind.spec(STUBBORN))
+    await says(runtime, server.model, "children are up")
+    pids = await runtime.processes(server)
+    assert server.pid in pids
+    assert len(pids) >= 3
+    assert pids <= {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    await runtime.stop(server, 0)
+    assert await runtime.processes(server) == frozenset()
+
+
 async def test_two_stops_are_one_and_the_second_may_hasten(kind: ProcessKind, runtime: Runtime) -> None:
     """A second stop joins the first; one with a shorter grace hastens it; a later one finds nothing."""
     server = await runtime.start(kind.spec(STUBBORN))

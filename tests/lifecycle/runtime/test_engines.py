@@ -10,7 +10,7 @@ import pytest
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.devices import Device
 from tidegate_lifecycle.engines import ENGINES
-from tidegate_lifecycle.engines.base import Placement, owned
+from tidegate_lifecycle.engines.base import Placement
 from tidegate_lifecycle.engines.llamacpp import LlamaCppEngine, source
 from tidegate_lifecycle.engines.vllm import VllmEngine
 
@@ -75,7 +75,7 @@ def test_vllm_on_declared_cards_is_bound_where_there_are_real_ones(
     argv = VllmEngine({}, gpu).command(plain, place(DECLARED, reserved=reserved)).argv
     assert argv[:3] == ("/opt/vllm", "serve", str(Path("~/models/x").expanduser()))
     assert argv[argv.index("--served-model-name") :][1:3] == ("m", "u")
-    assert (argv[-2:] == ("--gpu-memory-utilization", "0.5000")) == given
+    assert (argv[-4:-2] == ("--gpu-memory-utilization", "0.5000")) == given
     assert "--tensor-parallel-size" not in argv
 
 
@@ -155,6 +155,8 @@ def test_external_servers_have_no_command() -> None:
         {"source": "other"},
         {"env": {"A": "2"}},
         {"extra_args": ()},
+        {"kv_reservation_seqs": 2},
+        {"kv_cache_dtype": "fp8"},
         {"upstream_model": "u"},
         {"max_num_seqs": 8},
         {"vram_mib": 1},
@@ -185,6 +187,18 @@ def test_a_signature_stays_with_what_does_not_touch_the_server() -> None:
     ].signature(command)
 
 
+def test_vllm_is_told_how_many_sequences_it_works_on() -> None:
+    """Its memory depends on it, and its own default on release and card."""
+    plain = Model("m", engine="vllm", source="a/b")
+    for model, told in (
+        (replace(plain, max_num_seqs=16), "16"),
+        (plain, "256"),
+        (replace(plain, max_concurrent=300), "300"),
+    ):
+        argv = VllmEngine({}, gpu=False).command(model, place(DECLARED)).argv
+        assert argv[argv.index("--max-num-seqs") + 1] == told
+
+
 def test_slots_follow_the_sequences() -> None:
     """A vllm model has two slots more than sequences; others say nothing."""
     assert ENGINES["vllm"].default_slots(VLLM) == 18
@@ -194,12 +208,55 @@ def test_slots_follow_the_sequences() -> None:
 
 def test_owned_flags_are_found_however_they_are_written() -> None:
     """`--flag value`, `--flag=value`, underscores and short forms with a number are the same flag."""
-    given = ["--port", "--gpu_memory_utilization=0.9", "-tp2", "--port=1", "--enforce-eager", "0.5", "-q"]
-    assert owned(ENGINES["vllm"], given) == [
+    flags = ENGINES["vllm"].flags
+    for given in (
         "--port",
         "--gpu_memory_utilization=0.9",
         "-tp2",
+        "-tp=2",
         "--port=1",
         "-q",
-    ]
-    assert owned(ENGINES["command"], given) == []
+        "--kv_cache_dtype",
+    ):
+        assert flags.instead(given), given
+    for given in (
+        "0.5",
+        "--enforce-eager",
+        "--max-num-batched-tokens",
+        "-cc",
+        "-O3",
+        "--no-async-scheduling",
+    ):
+        assert flags.instead(given) is None, given
+    assert flags.instead("--max-model-len") == "use the key max_model_len"
+    assert ENGINES["command"].flags.instead("--port") is None
+    assert ENGINES["llamacpp"].flags.instead("-np") == "use the key max_num_seqs"
+    assert ENGINES["llamacpp"].flags.instead("--no-warmup") is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("--gpu_memory_util", "--max-model", "--tensor-par=2", "-qfp8", "--no-enable-sleep-mode"),
+        *(
+            "--no-data-parallel-hybrid-lb",
+            "--kv-cache-memory",
+            "--shutdown-time",
+            "--device-memory-utilization",
+        ),
+    ],
+)
+def test_owned_flags_of_vllm_are_found_as_argparse_takes_them(given: str) -> None:
+    """Shortened, negated, or with the value attached: vLLM accepts each of these (seen with 0.32)."""
+    assert ENGINES["vllm"].flags.instead(given)
+
+
+def test_the_cache_type_reaches_both_engines() -> None:
+    """As each of them says it."""
+    model = replace(VLLM, kv_cache_dtype="fp8", quantization="")
+    argv = VllmEngine({}, gpu=False).command(model, place(DECLARED)).argv
+    assert argv[argv.index("--kv-cache-dtype") + 1] == "fp8"
+    gguf = Model("g", engine="llamacpp", source="/m.gguf", kv_cache_dtype="q8_0")
+    assert LlamaCppEngine({}).command(gguf, place(DECLARED)).argv[-5:] == (
+        *("-ctk", "q8_0", "-ctv", "q8_0", "--metrics"),
+    )

@@ -791,6 +791,7 @@ class ModelStatus(_message.Message):
     PINNED_FIELD_NUMBER: _builtins.int
     NEED_MIB_FIELD_NUMBER: _builtins.int
     NEED_SOURCE_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Its name."""
     state: Global___ModelState.ValueType
@@ -815,6 +816,10 @@ class ModelStatus(_message.Message):
     """Memory that it needs per card, in MiB; 0 = unknown or none."""
     need_source: _builtins.str
     """Where that number is from: declared, estimated, measured, unknown."""
+    @_builtins.property
+    def download(self) -> Global___Download:
+        """The download before its start; absent = none is under way."""
+
     def __init__(
         self,
         *,
@@ -830,14 +835,45 @@ class ModelStatus(_message.Message):
         pinned: _builtins.bool = ...,
         need_mib: _builtins.int = ...,
         need_source: _builtins.str = ...,
+        download: Global___Download | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["download", b"download"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed_loads", b"failed_loads", "load_time_ms", b"load_time_ms", "loads", b"loads", "message", b"message", "model", b"model", "need_mib", b"need_mib", "need_source", b"need_source", "pinned", b"pinned", "reason", b"reason", "restarts", b"restarts", "retry_after_ms", b"retry_after_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["download", b"download", "failed_loads", b"failed_loads", "load_time_ms", b"load_time_ms", "loads", b"loads", "message", b"message", "model", b"model", "need_mib", b"need_mib", "need_source", b"need_source", "pinned", b"pinned", "reason", b"reason", "restarts", b"restarts", "retry_after_ms", b"retry_after_ms", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelStatus: _TypeAlias = ModelStatus  # noqa: Y015
+
+@_typing.final
+class Download(_message.Message):
+    """Files of a model on their way from the hub, or from another address."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    done_bytes: _builtins.int
+    """Bytes that are there."""
+    total_bytes: _builtins.int
+    """Bytes in all; 0 = unknown."""
+    bytes_per_second: _builtins.int
+    """How fast they come, on average since it began; 0 = unknown."""
+    def __init__(
+        self,
+        *,
+        done_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        bytes_per_second: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "done_bytes", b"done_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Download: _TypeAlias = Download  # noqa: Y015
 
 @_typing.final
 class InstanceStatus(_message.Message):
@@ -938,6 +974,9 @@ class DeviceStatus(_message.Message):
     FOREIGN_MIB_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    PROBLEM_MS_FIELD_NUMBER: _builtins.int
+    SETTLING_MIB_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """Its id in the configuration."""
     uuid: _builtins.str
@@ -958,6 +997,12 @@ class DeviceStatus(_message.Message):
     """An operator has taken it back."""
     problem: _builtins.str
     """Why it can't be read; empty = it can."""
+    problem_ms: _builtins.int
+    """For how long that has been so, in ms; unset = there is no problem, or it was there at the start."""
+    settling_mib: _builtins.int
+    """Memory of servers that have gone which the driver hasn't shown as free yet, in MiB: not promised to anybody."""
+    missing: _builtins.bool
+    """The driver doesn't show it any more: nothing is placed there; what runs on it is kept while it answers."""
     def __init__(
         self,
         *,
@@ -971,14 +1016,22 @@ class DeviceStatus(_message.Message):
         foreign_mib: _builtins.int | None = ...,
         draining: _builtins.bool = ...,
         problem: _builtins.str = ...,
+        problem_ms: _builtins.int | None = ...,
+        settling_mib: _builtins.int = ...,
+        missing: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_foreign_mib", b"_foreign_mib", "foreign_mib", b"foreign_mib"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_foreign_mib", b"_foreign_mib", "_problem_ms", b"_problem_ms", "foreign_mib", b"foreign_mib", "problem_ms", b"problem_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_foreign_mib", b"_foreign_mib", "budget_mib", b"budget_mib", "device_id", b"device_id", "draining", b"draining", "foreign_mib", b"foreign_mib", "name", b"name", "pool", b"pool", "problem", b"problem", "reserved_mib", b"reserved_mib", "total_mib", b"total_mib", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_foreign_mib", b"_foreign_mib", "_problem_ms", b"_problem_ms", "budget_mib", b"budget_mib", "device_id", b"device_id", "draining", b"draining", "foreign_mib", b"foreign_mib", "missing", b"missing", "name", b"name", "pool", b"pool", "problem", b"problem", "problem_ms", b"problem_ms", "reserved_mib", b"reserved_mib", "settling_mib", b"settling_mib", "total_mib", b"total_mib", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__foreign_mib: _TypeAlias = _typing.Literal["foreign_mib"]  # noqa: Y015
     _WhichOneofArgType__foreign_mib: _TypeAlias = _typing.Literal["_foreign_mib", b"_foreign_mib"]  # noqa: Y015
+    _WhichOneofReturnType__problem_ms: _TypeAlias = _typing.Literal["problem_ms"]  # noqa: Y015
+    _WhichOneofArgType__problem_ms: _TypeAlias = _typing.Literal["_problem_ms", b"_problem_ms"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__foreign_mib) -> _WhichOneofReturnType__foreign_mib | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__problem_ms) -> _WhichOneofReturnType__problem_ms | None: ...
 
 Global___DeviceStatus: _TypeAlias = DeviceStatus  # noqa: Y015
 
@@ -1169,8 +1222,11 @@ class PlanPlacementResponse(_message.Message):
     ACTIONS_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    NEED_FIELD_NUMBER: _builtins.int
     problem: _builtins.str
     """Why it can't be placed now; empty = it can, or it runs."""
+    need: _builtins.str
+    """What one server of it needs of each of its cards, and how that is known, in words and numbers."""
     @_builtins.property
     def actions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The actions, in words and numbers, in their order."""
@@ -1185,10 +1241,11 @@ class PlanPlacementResponse(_message.Message):
         actions: _abc.Iterable[_builtins.str] | None = ...,
         problem: _builtins.str = ...,
         devices: _abc.Iterable[_builtins.str] | None = ...,
+        need: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "devices", b"devices", "problem", b"problem"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "devices", b"devices", "need", b"need", "problem", b"problem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1203,7 +1260,7 @@ class DrainDeviceRequest(_message.Message):
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
-    """Its id."""
+    """Its id, or its UUID. NOT_FOUND names those that there are."""
     drain: _builtins.bool
     """False = give it back to the service."""
     def __init__(
@@ -1226,12 +1283,25 @@ class DrainDeviceResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """Its id."""
+    instances: _builtins.int
+    """Servers that are on it now; they drain when it was taken back."""
+    leases: _builtins.int
+    """Requests in flight on them, by the last demand."""
     def __init__(
         self,
+        *,
+        device_id: _builtins.str = ...,
+        instances: _builtins.int = ...,
+        leases: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "instances", b"instances", "leases", b"leases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1296,20 +1366,32 @@ class Footprint(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     AGE_MS_FIELD_NUMBER: _builtins.int
+    CARD_FIELD_NUMBER: _builtins.int
+    DEVICE_COUNT_FIELD_NUMBER: _builtins.int
+    RESERVE_MIB_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model."""
     signature: _builtins.str
-    """Hash of everything that affects memory."""
+    """Hash of everything that affects memory. Empty in an import = the model as it is configured now, on `card`."""
     mib_per_device: _builtins.int
     """Memory per card, in MiB."""
     confidence: _builtins.float
     """0 to 1: how far samples agreed."""
     source: _builtins.str
-    """measured, imported or declared."""
+    """measured or imported."""
     samples: _builtins.int
     """How many samples."""
     age_ms: _builtins.int
     """Time since it was measured, in ms."""
+    card: _builtins.str
+    """Product name of the cards, as the driver has it. Empty in an import without signature = those of its pool."""
+    device_count: _builtins.int
+    """Over how many of them it was spread; 0 in an import = 1."""
+    reserve_mib: _builtins.int
+    """What later starts reserve per card, with a margin, in MiB; 0 in an import = by the margin."""
+    current: _builtins.bool
+    """It holds for the model as it is configured now. Not read in an import."""
     def __init__(
         self,
         *,
@@ -1320,10 +1402,14 @@ class Footprint(_message.Message):
         source: _builtins.str = ...,
         samples: _builtins.int = ...,
         age_ms: _builtins.int = ...,
+        card: _builtins.str = ...,
+        device_count: _builtins.int = ...,
+        reserve_mib: _builtins.int = ...,
+        current: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "confidence", b"confidence", "mib_per_device", b"mib_per_device", "model", b"model", "samples", b"samples", "signature", b"signature", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "card", b"card", "confidence", b"confidence", "current", b"current", "device_count", b"device_count", "mib_per_device", b"mib_per_device", "model", b"model", "reserve_mib", b"reserve_mib", "samples", b"samples", "signature", b"signature", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1336,6 +1422,11 @@ class ImportFootprintsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FOOTPRINTS_FIELD_NUMBER: _builtins.int
+    MEMORY_FOOTPRINTS_JSON_FIELD_NUMBER: _builtins.int
+    memory_footprints_json: _builtins.str
+    """The content of a `memory_footprints.json` of vllm_gateway, at most 1 MiB; empty = none. What was measured
+    under another configuration than the model has now is left out.
+    """
     @_builtins.property
     def footprints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Footprint]:
         """They replace those with the same model and signature."""
@@ -1344,10 +1435,11 @@ class ImportFootprintsRequest(_message.Message):
         self,
         *,
         footprints: _abc.Iterable[Global___Footprint] | None = ...,
+        memory_footprints_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["footprints", b"footprints"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["footprints", b"footprints", "memory_footprints_json", b"memory_footprints_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1360,16 +1452,22 @@ class ImportFootprintsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IMPORTED_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     imported: _builtins.int
     """Taken in."""
+    @_builtins.property
+    def left_out(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was not, each with the reason."""
+
     def __init__(
         self,
         *,
         imported: _builtins.int = ...,
+        left_out: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["imported", b"imported"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["imported", b"imported", "left_out", b"left_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1425,7 +1523,7 @@ Global___DeleteFootprintResponse: _TypeAlias = DeleteFootprintResponse  # noqa: 
 
 @_typing.final
 class MeasureFootprintRequest(_message.Message):
-    """Which model."""
+    """Which model. The answer takes as long as the samples do (section `lifecycle.footprints`), and a wait for others."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1541,7 +1639,7 @@ class Event(_message.Message):
     age_ms: _builtins.int
     """How long ago, in ms."""
     kind: _builtins.str
-    """What kind, a short word: starting, ready, draining, stopping, gone, start_failed, evicted, adopted, ..."""
+    """What kind, a short word: starting, download_started, downloading, downloaded, ready, draining, stopping, gone, start_failed, evicted, adopted, ..."""
     model: _builtins.str
     """The model, if it is about one."""
     instance_id: _builtins.str

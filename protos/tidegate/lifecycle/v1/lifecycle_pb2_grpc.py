@@ -168,7 +168,8 @@ class LifecycleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DrainDevice(self, request, context):
-        """Takes a device back for an operator: drains what runs on it and places nothing there, or ends that.
+        """Takes a device back for an operator: drains what runs on it, always_on or not, and places nothing there;
+        or ends that. Remembered over restarts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

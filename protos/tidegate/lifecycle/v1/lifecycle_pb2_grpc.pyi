@@ -62,7 +62,9 @@ class LifecycleServiceStub:
     PlanPlacement: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.PlanPlacementRequest, _lifecycle_pb2.PlanPlacementResponse]
     """Dry run: what would be done for a model now, and why, in numbers."""
     DrainDevice: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.DrainDeviceRequest, _lifecycle_pb2.DrainDeviceResponse]
-    """Takes a device back for an operator: drains what runs on it and places nothing there, or ends that."""
+    """Takes a device back for an operator: drains what runs on it, always_on or not, and places nothing there;
+    or ends that. Remembered over restarts.
+    """
     ListFootprints: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.ListFootprintsRequest, _lifecycle_pb2.ListFootprintsResponse]
     """Lists the measured footprints."""
     ImportFootprints: _grpc.UnaryUnaryMultiCallable[_lifecycle_pb2.ImportFootprintsRequest, _lifecycle_pb2.ImportFootprintsResponse]
@@ -105,7 +107,9 @@ class LifecycleServiceAsyncStub(LifecycleServiceStub):
     PlanPlacement: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.PlanPlacementRequest, _lifecycle_pb2.PlanPlacementResponse]  # type: ignore[assignment]
     """Dry run: what would be done for a model now, and why, in numbers."""
     DrainDevice: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.DrainDeviceRequest, _lifecycle_pb2.DrainDeviceResponse]  # type: ignore[assignment]
-    """Takes a device back for an operator: drains what runs on it and places nothing there, or ends that."""
+    """Takes a device back for an operator: drains what runs on it, always_on or not, and places nothing there;
+    or ends that. Remembered over restarts.
+    """
     ListFootprints: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.ListFootprintsRequest, _lifecycle_pb2.ListFootprintsResponse]  # type: ignore[assignment]
     """Lists the measured footprints."""
     ImportFootprints: _aio.UnaryUnaryMultiCallable[_lifecycle_pb2.ImportFootprintsRequest, _lifecycle_pb2.ImportFootprintsResponse]  # type: ignore[assignment]
@@ -193,7 +197,9 @@ class LifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _lifecycle_pb2.DrainDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_lifecycle_pb2.DrainDeviceResponse, _abc.Awaitable[_lifecycle_pb2.DrainDeviceResponse]]:
-        """Takes a device back for an operator: drains what runs on it and places nothing there, or ends that."""
+        """Takes a device back for an operator: drains what runs on it, always_on or not, and places nothing there;
+        or ends that. Remembered over restarts.
+        """
 
     @_abc_1.abstractmethod
     def ListFootprints(

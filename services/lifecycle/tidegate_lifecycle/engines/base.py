@@ -5,12 +5,13 @@ An engine knows no runtime: it gives an argument vector and an environment, whoe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.devices import Device
+from tidegate_lifecycle.engines.flags import Flags
 from tidegate_lifecycle.probes import Health, Probe
 
 READY_TIMEOUT = 2.0
@@ -34,6 +35,18 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Files:
+    """A model's files as its server sees them, if they were downloaded for it."""
+
+    model: str = ""
+    """The first, or only, one; empty = the server gets at the model's source by itself."""
+    projector: str = ""
+    """What a model that sees images needs beside it; empty = none."""
+    hub_cache: str = ""
+    """Where the hub's library in the server shall look; empty = where it does anyway."""
+
+
+@dataclass(frozen=True)
 class Placement:
     """Where a server will be."""
 
@@ -42,14 +55,15 @@ class Placement:
     devices: tuple[Device, ...]
     reserved_mib: int
     """Memory reserved for it per card, in MiB; 0 = unknown."""
+    files: Files = Files()
 
 
 class Engine(Protocol):
     """One kind of model server."""
 
     name: str
-    owned_flags: frozenset[str]
-    """Flags that the service sets itself, or that would undo its work: `extra_args` may not contain them."""
+    flags: Flags
+    """Those that `extra_args` may not contain."""
     stop_grace: float
     """Seconds that it may take to end by itself once asked to."""
 
@@ -64,17 +78,6 @@ class Engine(Protocol):
 
     async def ready(self, probe: Probe, model: Model, address: str) -> Health:
         """Whether it can serve this model now."""
-
-
-def owned(engine: Engine, extra_args: Iterable[str]) -> list[str]:
-    """Those of the arguments that are flags owned by the engine: `--flag`, `--flag=x`, `--fl_ag`, `-tp2`."""
-    found = []
-    for argument in extra_args:
-        flag = argument.partition("=")[0]
-        long = flag.replace("_", "-") if flag.startswith("--") else flag.rstrip("0123456789")
-        if flag in engine.owned_flags or long in engine.owned_flags:
-            found.append(argument)
-    return found
 
 
 def visible_devices(model: Model, placement: Placement) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from tidegate_lifecycle.catalog import Model, digest
+from tidegate_lifecycle.engines import flags
 from tidegate_lifecycle.engines.base import READY_TIMEOUT, Command, Placement, in_image, visible_devices
 from tidegate_lifecycle.probes import Health, Probe
 
@@ -15,7 +16,7 @@ class CommandEngine:
     """Puts {port}, {name} and {devices} into the model's own command; other braces are left alone."""
 
     name = "command"
-    owned_flags: frozenset[str] = frozenset()
+    flags = flags.NONE
     stop_grace = 10.0
 
     def command(self, model: Model, placement: Placement) -> Command:

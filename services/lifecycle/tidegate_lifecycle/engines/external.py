@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tidegate_lifecycle.catalog import Model, digest
+from tidegate_lifecycle.engines import flags
 from tidegate_lifecycle.engines.base import Command, Placement
 from tidegate_lifecycle.probes import Health, Probe
 
@@ -14,7 +15,7 @@ class ExternalEngine:
     """Health checks alone. What it reports of its load is told, though others may use it too."""
 
     name = "external"
-    owned_flags: frozenset[str] = frozenset()
+    flags = flags.NONE
     stop_grace = 0.0
 
     def command(self, model: Model, placement: Placement) -> Command:

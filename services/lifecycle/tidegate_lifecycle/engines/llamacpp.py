@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from tidegate_lifecycle.catalog import Model, digest
+from tidegate_lifecycle.engines import flags
 from tidegate_lifecycle.engines.base import (
     READY_TIMEOUT,
     Command,
@@ -14,20 +15,15 @@ from tidegate_lifecycle.engines.base import (
     in_image,
     visible_devices,
 )
+from tidegate_lifecycle.hub.source import InRepo, Local, Url, parse
 from tidegate_lifecycle.probes import Health, Probe
-
-_FLAGS = """
-  -m --model -mu --model-url -hf -hfr --hf-repo -hff --hf-file --host --port --alias -a --api-key
-  --api-key-file --api-prefix --ssl-key-file --ssl-cert-file -c --ctx-size -np --parallel --metrics
-  --models-dir
-"""
 
 
 class LlamaCppEngine:
     """`llama-server`. Its context is shared by all slots, so it gets `max_model_len` for each of them."""
 
     name = "llamacpp"
-    owned_flags = frozenset(_FLAGS.split())
+    flags = flags.LLAMA_CPP
     stop_grace = 10.0
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
@@ -41,7 +37,7 @@ class LlamaCppEngine:
         """
         image_entrypoint = bool(model.image) and not model.executable
         program = [] if image_entrypoint else [model.executable or "llama-server"]
-        argv = [*program, *source(model.source)]
+        argv = [*program, *_model(model, placement)]
         argv += ["--host", placement.host, "--port", str(placement.port), "--alias", model.served_name]
         argv += [*_options(model), "--metrics"]
         if placement.devices and all(device.visible_as for device in placement.devices):
@@ -69,23 +65,26 @@ class LlamaCppEngine:
 
 
 def source(text: str) -> list[str]:
-    """How llama-server is told where the model is.
-
-    1. A URL. 2. A file: its path is absolute or begins with `.` or `~`, or is a name, or folder/name, that
-    ends in .gguf. 3. A file of a repository: org/repo/file.gguf. 4. A repository, with :QUANT if given.
-    """
-    if text.startswith(("http://", "https://")):  # 1
+    """How llama-server is told where the model is, when it is to fetch it itself."""
+    meant = parse(text)
+    if isinstance(meant, Url):
         return ["--model-url", text]
-    is_file = text.lower().endswith(".gguf")
-    if text.startswith(("/", ".", "~")) or (is_file and text.count("/") < 2):  # 2
+    if isinstance(meant, Local):
         return ["-m", os.path.expanduser(text) if text.startswith("~") else text]
-    if is_file:  # 3
-        owner, name, file = text.split("/", 2)
-        return ["--hf-repo", f"{owner}/{name}", "--hf-file", file]
-    return ["-hf", text]  # 4
+    if isinstance(meant, InRepo):
+        return ["--hf-repo", meant.repo, "--hf-file", meant.path]
+    return ["-hf", text]
+
+
+def _model(model: Model, placement: Placement) -> list[str]:
+    files = placement.files
+    if not files.model:
+        return source(model.source)
+    return ["-m", files.model, *(["--mmproj", files.projector] if files.projector else [])]
 
 
 def _options(model: Model) -> list[str]:
     slots = model.max_num_seqs or 1
     context = ["-c", str(model.max_model_len * slots)] if model.max_model_len else []
-    return [*context, "-np", str(slots)]
+    cache = ["-ctk", model.kv_cache_dtype, "-ctv", model.kv_cache_dtype] if model.kv_cache_dtype else []
+    return [*context, "-np", str(slots), *cache]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from tidegate_lifecycle.catalog import Model, digest
+from tidegate_lifecycle.engines import flags
 from tidegate_lifecycle.engines.base import (
     READY_TIMEOUT,
     Command,
@@ -16,14 +17,6 @@ from tidegate_lifecycle.engines.base import (
 )
 from tidegate_lifecycle.probes import Health, Probe
 
-_FLAGS = """
-  --model --config --host --port --uds --root-path --api-key --api-server-count -asc --headless
-  --ssl-keyfile --ssl-certfile --ssl-ca-certs --ssl-cert-reqs
-  --served-model-name --max-model-len --max-num-seqs --gpu-memory-utilization --kv-cache-memory-bytes
-  --kv-cache-memory --kv-cache-dtype --dtype --quantization -q --tokenizer --enable-sleep-mode
-  --tensor-parallel-size -tp --pipeline-parallel-size -pp --data-parallel-size -dp --nnodes -n --node-rank -r
-"""
-
 _GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 
 
@@ -33,12 +26,13 @@ class VllmEngine:
     The share is a hard limit of vLLM itself, over weights, activations, graphs and KV cache together: so a
     reservation that is too small fails this start and can't hurt a neighbour.
 
-    `--shutdown-timeout` isn't set: a server is stopped after its drain, when nothing runs there or what runs
-    is to end; and older releases don't know the flag.
+    `--shutdown-timeout` isn't set, and is no extra argument either: SIGTERM comes after the drain, when
+    nothing runs there or what runs is to end, and its default of 0 ends that at once, well within
+    `stop_grace`. Older releases don't know the flag; with a longer time a server would be killed meanwhile.
     """
 
     name = "vllm"
-    owned_flags = frozenset(_FLAGS.split())
+    flags = flags.VLLM
     stop_grace = 10.0
 
     def __init__(self, environ: Mapping[str, str] = os.environ, gpu: bool | None = None) -> None:
@@ -48,7 +42,7 @@ class VllmEngine:
     def command(self, model: Model, placement: Placement) -> Command:
         """It serves the upstream name, which the edge says; name and aliases too, to whoever asks itself."""
         local = model.source.startswith("~") and not model.image
-        source = os.path.expanduser(model.source) if local else model.source
+        source = placement.files.model or (os.path.expanduser(model.source) if local else model.source)
         argv = [model.executable or "vllm", "serve", source]
         argv += ["--host", placement.host, "--port", str(placement.port)]
         argv += ["--served-model-name", *_names(model)]
@@ -60,9 +54,10 @@ class VllmEngine:
         if len(placement.devices) > 1:
             argv += ["--tensor-parallel-size", str(len(placement.devices))]
         argv += _options(model)
+        cache = {"HF_HUB_CACHE": placement.files.hub_cache} if placement.files.hub_cache else {}
         return Command(
             (*argv, *model.extra_args),
-            {**hub_environment(self._environ), **visible_devices(model, placement)},
+            {**hub_environment(self._environ), **cache, **visible_devices(model, placement)},
             hub=True,
         )
 
@@ -70,6 +65,7 @@ class VllmEngine:
         """All that reaches the command line or its environment, where and how large aside; aliases too, which
         the edge translates."""
         memory = [model.vram_mib, model.vram_share, model.tensor_parallel_size]
+        memory += [] if model.kv_reservation_seqs is None else [model.kv_reservation_seqs]
         argv = [model.executable or "vllm", model.source, *_options(model), *model.extra_args]
         shape = {"engine": self.name, "argv": argv, "name": model.served_name, "memory": memory}
         return digest({**shape, "env": dict(model.env), **in_image(model)})
@@ -96,9 +92,10 @@ def _names(model: Model) -> list[str]:
 def _options(model: Model) -> list[str]:
     options = (
         ("--max-model-len", model.max_model_len),
-        ("--max-num-seqs", model.max_num_seqs),
+        ("--max-num-seqs", model.seqs_at_once),
         ("--dtype", "" if model.dtype == "auto" else model.dtype),
         ("--quantization", model.quantization),
+        ("--kv-cache-dtype", model.kv_cache_dtype),
         ("--tokenizer", model.tokenizer),
     )
     return [text for flag, value in options if value for text in (flag, str(value))]

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import structlog
 
 from tidegate_lifecycle.hub import words
 from tidegate_lifecycle.hub.cache import Cache, Listing, RepoFile
@@ -20,6 +24,7 @@ from tidegate_lifecycle.hub.threads import within
 from tidegate_lifecycle.hub.words import HubFailed, Unreachable
 
 _T = TypeVar("_T")
+log = structlog.get_logger("tidegate.hub")
 
 REQUEST = 10.0
 """Seconds that one request may take."""
@@ -30,6 +35,7 @@ RETRIES = (0.5, 2.0)
 SMALL = 64 << 20
 """Bytes of the largest file that is read whole."""
 _TROUBLE = frozenset({408, 429, 500, 502, 503, 504})
+_ETAG = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*")
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})
 
 
@@ -56,15 +62,18 @@ class Hub:
             environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
         )
 
-    async def listing(self, repo: str) -> Listing:
-        """The repository's files with their sizes; from the cache when the hub doesn't help. HubFailed."""
+    async def listing(self, repo: str, patient: bool = True) -> Listing:
+        """The repository's files with their sizes; from the cache when the hub doesn't help. HubFailed.
+
+        `patient`: a hub in trouble is asked again, if the cache has nothing.
+        """
         try:
-            return await self._call(repo, lambda: self._listing(repo))
-        except HubFailed:
+            return await self._call(repo, lambda: self._listing(repo, patient))
+        except HubFailed as error:
             found = await asyncio.to_thread(self.cache.listing, repo)
             if found is None:
                 raise
-            return found
+            return replace(found, why=str(error))
 
     async def read(self, repo: str, path: str) -> bytes:
         """A small file such as config.json, kept in the cache. HubFailed; `Missing` when it lacks it."""
@@ -81,10 +90,19 @@ class Hub:
             return known.size
         return (await self.remote(listing, path)).size
 
-    def place(self, listing: Listing, path: str) -> None:
-        """Enters a file whose content is among the repository's blobs into its snapshot. Blocks."""
-        self._ask(listing.repo, path, lambda: self._fetch(listing.repo, path, listing.commit))
-        self.cache.remember(listing)
+    async def place(self, listing: Listing, path: str) -> None:
+        """Enters a file whose content is among the repository's blobs into its snapshot. HubFailed."""
+
+        def enter() -> None:
+            self._ask(listing.repo, path, lambda: self._fetch(listing.repo, path, listing.commit))
+            self._ask(listing.repo, path, lambda: self.cache.remember(listing))
+
+        await self._call(listing.repo, enter)
+
+    def headers_for(self, url: str) -> dict[str, str]:
+        """The token, if it is an address of this hub."""
+        ours = urlsplit(url)[:2] == urlsplit(self._endpoint)[:2]
+        return {"Authorization": f"Bearer {self._token}"} if ours and self._token else {}
 
     async def _call(self, repo: str, function: Callable[[], _T]) -> _T:
         try:
@@ -92,14 +110,14 @@ class Hub:
         except TimeoutError:
             raise words.unreachable(repo) from None
 
-    def _listing(self, repo: str) -> Listing:
+    def _listing(self, repo: str, patient: bool) -> Listing:
         api = _library().HfApi(endpoint=self._endpoint, token=self._token)
 
         def ask() -> Any:
             return api.model_info(repo, revision="main", files_metadata=True, timeout=REQUEST)
 
-        patient = self.cache.listing(repo) is None  # else what there is will do
-        info = self._ask(repo, "", ask, RETRIES if patient else ())
+        again = patient and self.cache.listing(repo) is None  # else what there is will do
+        info = self._ask(repo, "", ask, RETRIES if again else ())
         files = (
             RepoFile(one.rfilename, one.size, one.lfs.sha256 if one.lfs else "")
             for one in info.siblings or ()
@@ -137,7 +155,7 @@ class Hub:
             )
 
         found = self._ask(listing.repo, path, ask)
-        if not found.etag:
+        if not _ETAG.fullmatch(found.etag or ""):  # it becomes a file's name
             raise HubFailed(f"the hub gives no ETag for {path} of {listing.repo}; check HF_ENDPOINT")
         headers = library.utils.build_hf_headers(token=self._token, library_name="tidegate")
         return Remote(url, headers, found.etag, found.size)
@@ -152,18 +170,16 @@ class Hub:
         for pause in (*retries, None):
             try:
                 return request()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a library makes of an odd answer
                 failure = self._words(error, repo, path)
-                if failure is None:
-                    raise
                 again = isinstance(failure, Unreachable) and not self._offline
                 if pause is None or not again or time.monotonic() > until:
                     raise failure from None
             time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    def _words(self, error: Exception, repo: str, path: str) -> HubFailed | None:
-        """The library's errors, most telling first; None = it is a fault of ours."""
+    def _words(self, error: Exception, repo: str, path: str) -> HubFailed:
+        """The library's errors, most telling first."""
         import httpx2
         from huggingface_hub import errors
 
@@ -189,7 +205,8 @@ class Hub:
             return words.unreachable(repo)
         if isinstance(error, OSError):
             return words.unwritable(error) if words.of_disk(error) else words.unreachable(repo)
-        return None
+        log.warning("hub.odd_answer", repo=repo, file=path, exc_info=error)
+        return HubFailed(f"what the hub answers for {repo} can't be read; check HF_ENDPOINT and proxies")
 
 
 def _by_status(status: int, repo: str, token: bool) -> HubFailed:

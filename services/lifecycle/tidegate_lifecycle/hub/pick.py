@@ -22,6 +22,7 @@ _SPLIT = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf", 
 _QUANT = re.compile(
     r"[-.]((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|BF16|F16|F32|FP16|MXFP\d\w*|NVFP\d\w*))$", re.IGNORECASE
 )
+_OLD_WEIGHTS = re.compile(r"pytorch_model.*\.bin")
 _BITS = re.compile(r"(?:Q|F|FP)(\d+)", re.IGNORECASE)
 _SHOWN = 12
 """How many names an error tells at most."""
@@ -54,14 +55,12 @@ def pick(source: InRepo | Repo, listing: Listing) -> Picked:
 
 
 def weights(listing: Listing) -> tuple[RepoFile, ...]:
-    """What vLLM loads of a repository that isn't GGUF: its safetensors, or else its .bin files, and all
-    that is small. What is left out and needed after all, vLLM downloads itself."""
+    """What is large of what vLLM loads of a repository that isn't GGUF: its safetensors, or else its .bin
+    files. What else it needs, and what is left out here and needed after all, it downloads itself."""
     top = [file for file in listing.files if "/" not in file.path]
     tensors = [file for file in top if file.path.endswith(".safetensors")]
     named = [file for file in tensors if not file.path.startswith("consolidated")]
-    chosen = named or tensors or [file for file in top if re.fullmatch(r"pytorch_model.*\.bin", file.path)]
-    small = [file for file in top if re.search(r"\.(json|txt|model|jinja|py|tiktoken)$", file.path)]
-    return tuple(sorted({*chosen, *small}, key=lambda file: file.path))
+    return tuple(named or tensors or [file for file in top if _OLD_WEIGHTS.fullmatch(file.path)])
 
 
 def _is_model(path: str) -> bool:

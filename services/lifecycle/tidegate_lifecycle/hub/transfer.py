@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -61,6 +62,9 @@ class Job:
     validator: str = ""
     """A strong ETag: parts of different contents are never joined. Empty = the target's name says it."""
 
+    same: bool = True
+    """What an earlier run has left is of the same content; else it begins anew."""
+
     @property
     def partial(self) -> Path:
         """Where it grows."""
@@ -77,12 +81,16 @@ class Transfer:
         """Bytes that are there."""
         self.total = job.size
         self._came = 0
+        self._socket: socket.socket | None = None
         self._digest = hashlib.sha256()
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """It ends at the next piece that comes, or within `SILENCE`."""
+        """It ends at once; while it connects, within `SILENCE`."""
         self._stop.set()
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # the base's own: of TLS it would drop what the reader uses
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def run(self) -> None:
         """Returns when the file is in its place. HubFailed, or Stopped."""
@@ -123,6 +131,8 @@ class Transfer:
 
     def _take_up(self, file: IO[bytes]) -> None:
         """What an earlier run has left; and there must be room for the rest."""
+        if not self.job.same:
+            self._begin_anew(file)
         file.seek(0)
         while chunk := file.read(_CHUNK):
             self._heed()
@@ -155,7 +165,7 @@ class Transfer:
                 try:
                     if self._answer(client, file):
                         return
-                except httpx2.HTTPError as error:
+                except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                     log.info("download.cut", file=self.job.what, done=self.done, error=type(error).__name__)
                 except Unreachable as error:
                     failure = error
@@ -176,6 +186,8 @@ class Transfer:
             if self.job.validator:
                 headers["If-Range"] = self.job.validator
         with client.stream("GET", self.job.url, headers=headers) as response:
+            self._socket = response.extensions["network_stream"].get_extra_info("socket")
+            self._heed()
             status = response.status_code
             goes_on = status == 206 and f" {self.done}-" in response.headers.get("Content-Range", "")
             if status in _TROUBLE:

@@ -68,7 +68,7 @@ def unwritable(error: OSError) -> Unwritable:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Unwritable("the disk of the hub's cache is full; make room there (lifecycle.hf_cache)")
     reason = error.strerror or type(error).__name__
-    return Unwritable(f"the hub's cache can't be written ({reason}); check lifecycle.hf_cache")
+    return Unwritable(f"the hub's cache can't be used ({reason}); check lifecycle.hf_cache")
 
 
 def of_disk(error: OSError) -> bool:

@@ -33,6 +33,7 @@ class StartSpec:
     port: int
     """Where it will listen, from `Runtime.endpoint`."""
     device_ids: tuple[str, ...]
+    """What outlasts this process knows its devices by: UUIDs, or ids of declared ones."""
     reserved_mib: int
     """Memory reserved for it on each of its devices, in MiB."""
     image: str = ""
@@ -134,6 +135,9 @@ class Runtime(Protocol):
         Returns when all of it is gone, however long the kernel takes. One that is gone already is no
         error. A second call joins the first; it can hasten it, never slow it down.
         """
+
+    async def processes(self, server: Server) -> frozenset[int]:
+        """Pids of all that the server consists of, as the host has them; empty = they can't be told."""
 
     async def list(self) -> Servers:
         """The servers that run, whoever started them; what is left of dead ones is swept away."""

@@ -219,6 +219,12 @@ class ProcessRuntime:
 
     # Finding
 
+    async def processes(self, server: Server) -> frozenset[int]:
+        """The process and its kin; see `family.members`."""
+        own = self._servers.get(server.instance_id)
+        kin = await asyncio.to_thread(family.members, own.record) if own is not None else frozenset()
+        return frozenset(pid for pid, _ in kin)
+
     async def list(self) -> Servers:
         """Adopts what runs, resolves intents, sweeps what is left of dead servers."""
         found, damaged = await self._by_hand(self._survey)

@@ -107,6 +107,14 @@ class Ours:
         )
         return containers.inspected(data, self.network)
 
+    async def processes(self, container_id: str) -> frozenset[int]:
+        """Pids of its processes, as the host has them."""
+        shown = await self._daemon.call(
+            self._daemon.patience.look, partial(APIClient.top, container=container_id, ps_args="-eo pid")
+        )
+        rows = shown.get("Processes") or []
+        return frozenset(int(row[0]) for row in rows if row and row[0].isdecimal())
+
     async def signal(self, container_id: str, name: str) -> None:
         """Sends it a signal."""
         await self._daemon.call(

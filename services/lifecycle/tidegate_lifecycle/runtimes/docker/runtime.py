@@ -35,6 +35,7 @@ from tidegate_lifecycle.runtimes.docker.lastwords import LastWords
 from tidegate_lifecycle.runtimes.docker.notes import Notes
 from tidegate_lifecycle.runtimes.docker.ours import RETRY, Ours
 from tidegate_lifecycle.runtimes.docker.server import DockerServer
+from tidegate_lifecycle.runtimes.docker.smi import ContainerSmi
 from tidegate_lifecycle.runtimes.docker.watch import Event, Watch
 from tidegate_lifecycle.runtimes.starting import Starts
 from tidegate_lifecycle.runtimes.stopping import Stopping, Stops
@@ -65,6 +66,7 @@ class DockerRuntime:
         self._data_dir, self._options, self._own_ids = data_dir, options, own_ids
         self._daemon = Daemon(patience, environ)
         self._images = Images(self._daemon, options.pull)
+        self._random = random
         self._logs = LastWords(self._daemon, data_dir / "logs")
         self._notes = Notes(data_dir)
         self._ours = Ours(self._daemon, options, environ, random)
@@ -127,6 +129,10 @@ class DockerRuntime:
                         await place.drop_network(self._daemon, self._ours.network)
         await asyncio.to_thread(self._daemon.close)
 
+    def smi(self, image: str) -> ContainerSmi:
+        """nvidia-smi in containers of that image; it may be asked once this is open."""
+        return ContainerSmi(self._daemon, self._images, image, lambda: self._ours.owner, self._random)
+
     async def endpoint(self) -> tuple[str, int]:
         """Inside the container: every address, and the same port for all."""
         return containers.HOST, containers.PORT
@@ -186,6 +192,17 @@ class DockerRuntime:
             log.warning("record.unwritable", instance=own.instance_id, error=error.strerror)
 
     # Seeing
+
+    async def processes(self, server: Server) -> frozenset[int]:
+        """What `docker top` shows."""
+        own = self._servers.get(server.instance_id)
+        if own is None or own.ended.done():
+            return frozenset()
+        try:
+            return await self._ours.processes(own.container_id)
+        except DockerFailed as error:
+            log.debug("container.unreadable", instance=server.instance_id, reason=str(error))
+            return frozenset()
 
     async def list(self) -> Servers:
         """Adopts what runs; removes what has ended, its last lines kept. DockerFailed without an answer."""
