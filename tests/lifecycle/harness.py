@@ -118,6 +118,8 @@ class Admission:
     def __init__(self, service: Service, incarnation: int = 7, settled: bool = True) -> None:
         self.service, self.incarnation, self.settled = service, incarnation, settled
         self.waiting: dict[str, int] = {}
+        self.rates: dict[str, float] = {}
+        """Arrivals a second."""
         self.interest: dict[str, float] = {}
         """Seconds by model."""
         self.leases: dict[str, int] = {}
@@ -163,6 +165,7 @@ class Admission:
                 waiting=self.waiting.get(name, 0),
                 interest_ms=int(self.interest.get(name, 0.0) * 1000),
                 oldest_wait_ms=int((now - self._since) * 1000),
+                arrival_rate=self.rates.get(name, 0.0),
                 instances=[
                     pb.InstanceDemand(
                         instance_id=i, leases=self.leases.get(i, 0), grants=self.grants.get(i, 0)

@@ -8,8 +8,9 @@ import pytest
 
 from tests.lifecycle.test_planner import GIB, NOW, card, draining, model, running, waits, world
 from tidegate_lifecycle.budget import Card, Intent, Ledger
+from tidegate_lifecycle.explaining import explain
 from tidegate_lifecycle.instance import DrainCause, InstanceState
-from tidegate_lifecycle.planner import explain, plan
+from tidegate_lifecycle.planner import plan
 from tidegate_lifecycle.world import Start, StartDrain, Stop, WaitReason
 
 
@@ -27,9 +28,8 @@ def test_settling_memory_is_waited_for_and_nobody_is_evicted_for_it() -> None:
     one = world(*models, cards=(settling(gib=10),), instances=(idle,), demand={"a": waits()})
     decided = plan(one, NOW)
     assert (decided.actions, decided.waits["a"].reason) == ((), WaitReason.ROOM)
-    assert "gpu0 has 9 free of 24, held by b 5 GiB idle 17 min, 10 GiB about to be free" in str(
-        decided.waits["a"].devices
-    )
+    told = "gpu0 has 9 free of 24 GiB; evictable: b 5 GiB, idle 16 min; 10 GiB about to be free"
+    assert told in decided.waits["a"].text
     later = dataclasses.replace(one, cards=(settling(gib=0),), intents=decided.intents)
     assert plan(later, NOW).actions == (Start("a", ("gpu0",), 15 * GIB),)
 
@@ -77,7 +77,7 @@ def test_nothing_is_placed_on_a_device_that_was_taken_back() -> None:
     decided = plan(alone, NOW)
     assert (decided.actions, decided.waits["a"].reason) == ((), WaitReason.NO_CAPACITY)
     assert "gpu0 was taken back by an operator" in decided.waits["a"].text
-    assert "gpu0 was taken back by an operator" in str(explain(alone, "a", NOW)[1])
+    assert "gpu0 was taken back by an operator" in str(explain(alone, "a", NOW).devices)
 
 
 def test_always_on_moves_to_another_device() -> None:

@@ -82,8 +82,8 @@ async def test_models_are_packed_by_their_estimates_from_the_first_start(
     assert [item.reserved_mib for item in status.instances] == [11_162, 11_162]
     assert {(one.need_source, one.need_mib) for one in status.models} == {("estimated", 11_162)}
     assert await explained(service, "c") == (
-        "estimated: 10.9 GiB from 8 GiB weights and 1 GiB KV cache for 1 sequence of 8,192 tokens, the "
-        "model's own maximum; divided by the number of cards, a tenth more, and 1 GiB on each card"
+        "needs 10.9 GiB (estimated: 8 GiB weights and 1 GiB KV cache for 1 sequence of 8,192 tokens, the "
+        "model's own maximum; divided by the number of cards, a tenth more, and 1 GiB on each card)"
     )
 
 
@@ -107,18 +107,15 @@ async def test_what_cant_be_estimated_is_said_and_gets_a_whole_card(
 
     async with asyncio.timeout(20):
         while True:
-            if not any(["unknown yet" in await explained(service, name) for name in models]):
+            if not any(["is being read" in await explained(service, name) for name in models]):
                 break
             await asyncio.sleep(0.02)
     assert await explained(service, "bad") == (
-        "unknown: the GGUF file ends within its header; set vram; it gets a whole card, and only idle models "
-        "go for it"
+        "needs a whole device (its need isn't known: the GGUF file ends within its header; set vram)"
     )
-    assert (await explained(service, "big")).startswith(
-        "more than any card of the pool default may hold; 15 GiB"
-    )
+    assert (await explained(service, "big")).startswith("needs 35.1 GiB (estimated: 15 GiB")
     assert (await explained(service, "cut")).endswith(
-        "; 87.9 GiB were asked for, 18.6 would do for one sequence"
+        "; 87.9 GiB were asked for, 18.6 would do for one sequence)"
     )
     status = {one.model: one for one in (await service.status()).models}
     assert (status["bad"].need_source, status["bad"].need_mib) == ("unknown", 0)

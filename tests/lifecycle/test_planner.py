@@ -8,9 +8,10 @@ from typing import Any
 
 from tidegate_lifecycle.budget import Card, Intent
 from tidegate_lifecycle.catalog import Model
+from tidegate_lifecycle.explaining import explain
 from tidegate_lifecycle.instance import CUT_OFF, Drain, DrainCause, Instance, InstanceState
 from tidegate_lifecycle.needs import Estimate, Need, Source
-from tidegate_lifecycle.planner import explain, plan
+from tidegate_lifecycle.planner import plan
 from tidegate_lifecycle.world import (
     Circuit,
     Demand,
@@ -284,18 +285,52 @@ def test_never_fits_in_numbers() -> None:
     decided = plan(world(model("a", 30), model("b"), instances=(running("b"),), demand={"a": waits()}), NOW)
     assert not decided.actions
     assert decided.waits["a"].reason is WaitReason.NEVER_FITS
-    assert decided.waits["a"].text == "needs 30 GiB; of the devices may be used: gpu0 24"
+    assert decided.waits["a"].text == "needs 30 GiB (declared); of the devices may be used: gpu0 24"
 
 
 def test_numbers_of_a_wait() -> None:
     """A wait says what is needed, what is free, and who holds the rest since when."""
     held = running("b", 18, last_used=NOW - 240)
-    decided, lines = explain(
+    told = explain(
         world(model("a", 38), model("b", 18), cards=(card("gpu0", 40),), instances=(held,)), "a", NOW
     )
-    assert lines == ("gpu0 has 22 free of 40, held by b 18 GiB idle 4 min",)
-    assert isinstance(decided.actions[0], StartDrain)
-    assert decided.actions[0].reason == "makes room for a, which needs 38 GiB"
+    assert told.needs == "needs 38 GiB (declared)"
+    assert told.devices == ("gpu0 has 22 free of 40 GiB; evictable: b 18 GiB, idle 4 min",)
+    assert isinstance(told.plan.actions[0], StartDrain)
+    assert told.plan.actions[0].reason == "makes room for a, which needs 38 GiB (declared)"
+
+
+def test_numbers_say_who_could_go_and_who_could_not() -> None:
+    """Who is evictable, busy, pinned, on its way, or no server of ours; and from where the need is known."""
+    cards = (card("gpu0", 44, foreign=2), card("gpu1", 44))
+    estimate = Estimate({2: 39117}, why="weights 30.1 + KV 4.2 for 16 x 8192 tokens")
+    both = ("gpu0", "gpu1")
+    items = (
+        running("b", 9, last_used=NOW - 240),
+        running("d", 6, leases=3),
+        running("c", 10),
+        running("e", 12, on=both, state=InstanceState.STARTING, ready_at=None),
+    )
+    seen = world(
+        *(model(name) for name in "abcde"),
+        cards=cards,
+        instances=items,
+        demand={"a": waits(), "d": waits(waiting=2)},
+        pinned=frozenset("c"),
+        needs=needs(Need("a", estimate=estimate)),
+    )
+    told = explain(seen, "a", NOW)
+    assert told.needs == (
+        "needs 38.2 GiB on each of 2 equal devices (estimated: weights 30.1 + KV 4.2 for 16 x 8192 tokens)"
+    )
+    assert told.devices[0] == (
+        "gpu0 has 5 free of 44 GiB; evictable: b 9 GiB, idle 4 min; busy: d 6 GiB, 3 in flight and 2 waiting;"
+        " pinned: c 10 GiB, idle 16 min; starting: e 12 GiB; 2 GiB used by others"
+    )
+    assert told.devices[1] == "gpu1 has 32 free of 44 GiB; starting: e 12 GiB"
+    wait = told.plan.waits["a"]
+    assert wait.reason is WaitReason.NO_CAPACITY
+    assert wait.text == f"{told.needs}; {told.devices[1]}; {told.devices[0]}"
 
 
 def test_scale_out() -> None:

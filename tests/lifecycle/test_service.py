@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,18 +88,16 @@ async def test_missing_program(make: Make) -> None:
         assert "/nowhere" not in failed.message
 
 
-async def test_eviction_of_idle_lru(make: Make) -> None:
-    """The longest unused idle model makes room, through DRAINING, and only when admission has seen that."""
+async def test_eviction_of_an_idle_model(make: Make) -> None:
+    """Of two that were used a moment ago the one that is asked for less makes room, through DRAINING, and
+    only when admission has seen that."""
     service = make({"a": model("12GiB"), "b": model("12GiB"), "c": model("12GiB")})
     await service.start()
     async with Admission(service).connected() as admission:
         for name in ("a", "b"):
             admission.say(**{name: 1})
             await admission.ready(name)
-        a = admission.instance("a")
-        assert a is not None
-        admission.lease(a.instance_id, 1)
-        admission.lease(a.instance_id, 0)  # now b is the longest unused
+        admission.rates["a"] = 1.0
         admission.acknowledge = False
         admission.say(c=1)
         await admission.until(lambda: admission.instance("b", pb.INSTANCE_STATE_DRAINING))
@@ -215,7 +214,7 @@ async def test_never_fits(make: Make) -> None:
                 await stub.LoadModel(pb.LoadModelRequest(model="huge"), timeout=5)
         assert reason_of(refused.value) == "REASON_NEVER_FITS"
         assert not plan.actions
-        assert "held by a 20 GiB" in plan.devices[0]
+        assert "a 20 GiB" in plan.devices[0]
         assert admission.instance("a")
 
 
@@ -416,6 +415,47 @@ async def test_orders(make: Make) -> None:
             tail.cancel()
 
 
+async def test_placements_and_refusals_are_explained_in_numbers_before_and_after(make: Make) -> None:
+    """The dry run says what would be done and who could go; the events say the same of what was done."""
+    service = make({"a": model("20GiB"), "b": model("16GiB"), "kept": model("14GiB"), "huge": model("30GiB")})
+    await service.start()
+    async with Admission(service).connected() as admission, service.stub() as stub:
+        admission.say(a=1)
+        a = await admission.ready("a")
+
+        async def asked(name: str) -> pb.PlanPlacementResponse:
+            return await stub.PlanPlacement(pb.PlanPlacementRequest(model=name), timeout=5)
+
+        def plain(text: str) -> str:
+            return re.sub(r"idle \d+ \w+", "idle", text)
+
+        told = await asked("b")
+        holder = "evictable: a 20 GiB, idle"
+        assert list(map(plain, told.devices)) == [f"gpu0 has 4 free of 24 GiB; {holder}"]
+        assert list(map(plain, told.actions)) == [f"drain and stop {a.instance_id} on gpu0 ({holder})"]
+        assert told.problem == "needs 16 GiB (declared); others must go first"
+        assert (await asked("huge")).problem == (
+            "it can never fit: needs 30 GiB (declared); of the devices may be used: gpu0 24"
+        )
+        await stub.PinModel(pb.PinModelRequest(model="a", pinned=True), timeout=5)
+        told = await asked("b")
+        assert not told.actions
+        assert "no room, and what holds it can't be made to go" in told.problem
+        assert "pinned: a 20 GiB" in told.devices[0]
+        admission.say(b=1)
+        refused = await admission.until(lambda: (m := admission.models["b"]).reason and m)
+        said = plain(f"needs 16 GiB (declared); {told.devices[0]}")
+        assert plain(refused.message) == f"there is no room: {said}"
+        await stub.PinModel(pb.PinModelRequest(model="a", pinned=False), timeout=5)
+        await admission.ready("b")
+        call = stub.WatchEvents(pb.WatchEventsRequest(last=100, until_now=True), timeout=5)
+        events = [(one.event.kind, one.event.model, plain(one.event.message)) async for one in call]
+    assert ("starting", "a", "on gpu0 (4 GiB stay free); needs 20 GiB (declared)") in events
+    assert ("no_capacity", "b", said) in events
+    assert ("draining", "a", "makes room for b, which needs 16 GiB (declared)") in events
+    assert ("starting", "b", "on gpu0 (8 GiB stay free); needs 16 GiB (declared)") in events
+
+
 async def test_always_on(make: Make) -> None:
     """An `always_on` model is started with the service, never idle-stopped, and makes no room for others."""
     service = make({"a": model("20GiB", always_on=True, idle_timeout="100ms"), "b": model("20GiB")})
@@ -425,7 +465,7 @@ async def test_always_on(make: Make) -> None:
         admission.say(b=1)
         refused = await admission.until(lambda: (m := admission.models["b"]).reason and m)
         assert refused.reason == pb.REASON_NO_CAPACITY
-        assert "held by a 20 GiB" in refused.message
+        assert "a 20 GiB" in refused.message
         assert admission.instance("a")
 
 

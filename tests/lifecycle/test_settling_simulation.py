@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.lifecycle.test_simulation import LOAD, POLICY, Simulation, make
+from tests.lifecycle.test_simulation import make
+from tests.lifecycle.toy import LOAD, POLICY, Simulation
 from tests.support.depth import examples
 from tidegate_lifecycle.budget import Card
 from tidegate_lifecycle.catalog import Model

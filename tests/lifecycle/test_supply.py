@@ -88,10 +88,10 @@ def test_a_circuit_is_told_in_each_of_its_states() -> None:
 def test_a_turn_is_told_by_its_bound_and_never_as_sooner() -> None:
     """Rounded up to five seconds, counting down."""
     for bound in (0.4, 3.0, 7.4, 100.0):
-        said = told(30.0, NOW, Wait(WaitReason.ROOM, "", (), bound))
+        said = told(30.0, NOW, Wait(WaitReason.ROOM, "", bound))
         assert bound * 1000 <= said.ready_in_ms <= (bound + 5) * 1000
         assert said.under_way
-    assert not told(30.0, NOW, Wait(WaitReason.ROOM, "", (), None)).HasField("ready_in_ms")
+    assert not told(30.0, NOW, Wait(WaitReason.ROOM, "", None)).HasField("ready_in_ms")
 
 
 def bound(*instances: Instance, intents: tuple[Intent, ...] = ()) -> float | None:

@@ -18,7 +18,7 @@ from tidegate_admission.dispatcher import Dispatcher
 from tidegate_admission.gate import Gate
 from tidegate_admission.ticket import Id
 from tidegate_lifecycle.budget import Ledger
-from tidegate_lifecycle.instance import Drain, InstanceState
+from tidegate_lifecycle.instance import Drain, DrainCause, InstanceState
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -95,6 +95,7 @@ class Invariants:
         if process is not self._fleet:
             self._fleet, self._states = process, {}
         self.no_stop_without_a_drain(process)
+        self.nobody_is_evicted_who_keeps_his_room(process)
         self.budgets_hold(process)
         self.what_runs_is_tracked(process)
         assert process.fleet is not None
@@ -284,6 +285,17 @@ class Invariants:
             server = self.world.machine.servers.get(one.id)
             crashed = server is None or server.hung or one.reason.startswith("3 health checks")
             assert crashed, f"{one} was stopped without a drain"
+
+    def nobody_is_evicted_who_keeps_his_room(self, process: Lifecycle) -> None:
+        """`always_on` and pinned models are no victims."""
+        assert process.fleet is not None
+        for one in process.fleet.instances.values():
+            before, _ = self._states.get(one.id, (None, None))
+            if one.drain is None or before is InstanceState.DRAINING:
+                continue
+            model = self.world.models.get(one.model)
+            kept = one.model in process.fleet.pinned or (model is not None and model.always_on)
+            assert not kept or one.drain.cause is not DrainCause.EVICTION, f"{one} is evicted"
 
     def budgets_hold(self, process: Lifecycle) -> None:
         """Invariant 4: what is reserved, and what runs, never exceeds a card's budget."""

@@ -48,8 +48,9 @@ class Violation(AssertionError):
     """A rule of the protocol was broken; the text has the seed and the last events."""
 
 
-def _card(name: str, mib: int) -> Device:
-    return Device(name, "default", mib, mib, None, "", name, None)
+def card(name: str, mib: int) -> Device:
+    """A declared device."""
+    return Device(name, "default", mib, mib, None, "", "", None)
 
 
 _POLICY = Policy(min_residency=8.0, max_swap_wait=12.0, drain_timeout=20.0)
@@ -60,7 +61,7 @@ class Setting:
     """What is configured."""
 
     models: tuple[Model, ...]
-    devices: tuple[Device, ...] = (_card("gpu0", 24), _card("gpu1", 24))
+    devices: tuple[Device, ...] = (card("gpu0", 24), card("gpu1", 24))
     edges: int = 3
     limits: Limits = field(default_factory=Limits)
     policy: Policy = _POLICY

@@ -61,7 +61,8 @@ class Ledger:
     def __init__(self, cards: Iterable[Card], instances: Iterable[Instance]) -> None:
         self.cards: dict[str, Card] = {card.id: card for card in cards}
         self.on: dict[str, list[Instance]] = {card: [] for card in self.cards}
-        for instance in instances:
+        self._instances = {instance.id: instance for instance in instances}
+        for instance in self._instances.values():
             for card in instance.devices if instance.exists else ():
                 if card in self.on:
                     self.on[card].append(instance)
@@ -70,6 +71,51 @@ class Ledger:
         self.changing: set[str] = set()
         """Cards on which this plan orders a start or a stop."""
         self.intents: dict[str, Intent] = {}
+        """By model; changed by `claim` and `drop` alone."""
+        self.touched: set[str] = set()
+        """Cards on which something was started, stopped, promised or told to leave since this was cleared."""
+        self._claims: dict[str, dict[str, int]] = {card: {} for card in self.cards}
+        self._claimants: dict[str, set[str]] = {}
+        """By instance: the models for which it leaves."""
+        self._held = {card: sum(item.reserved_mib for item in items) for card, items in self.on.items()}
+
+    def claim(self, intent: Intent) -> None:
+        """Promises its room; a model has one intent at most."""
+        self.drop(intent.model)
+        self.intents[intent.model] = intent
+        for card, need in zip(intent.devices, intent.needs, strict=True):
+            self._claims[card][intent.model] = need
+        for victim in intent.victims:
+            self._claimants.setdefault(victim, set()).add(intent.model)
+        self._changed(intent)
+
+    def drop(self, model: str) -> None:
+        """Takes the promise back, if there is one."""
+        intent = self.intents.pop(model, None)
+        if intent is None:
+            return
+        for card in intent.devices:
+            del self._claims[card][model]
+        for victim in intent.victims:
+            self._claimants[victim].discard(model)
+        self._changed(intent)
+
+    def start(self, card: str, mib: int) -> None:
+        """A server is started there by this plan."""
+        self.started[card] += mib
+        self.changing.add(card)
+        self.touched.add(card)
+
+    def stop(self, cards: Iterable[str]) -> None:
+        """A server is stopped there by this plan."""
+        self.changing.update(cards)
+        self.touched.update(self.cards.keys() & set(cards))
+
+    def _changed(self, intent: Intent) -> None:
+        self.touched.update(intent.devices)
+        for victim in intent.victims:  # it may be on more cards than the intent is
+            if victim in self._instances:
+                self.touched.update(self.cards.keys() & set(self._instances[victim].devices))
 
     def gated(self, card: str) -> bool:
         """Nothing may start or stop there: a server is taking its memory, or giving it back."""
@@ -87,21 +133,21 @@ class Ledger:
 
     def reserved(self, card: str) -> int:
         """MiB held by instances and promised to starts of this plan."""
-        return sum(item.reserved_mib for item in self.on[card]) + self.started[card]
+        return self._held[card] + self.started[card]
 
     def claimed(self, card: str, but: str) -> int:
         """MiB that intents of models other than `but` reserve there."""
-        return sum(
-            need
-            for intent in self.intents.values()
-            if intent.model != but
-            for device, need in zip(intent.devices, intent.needs, strict=True)
-            if device == card
-        )
+        claims = self._claims[card]
+        return sum(claims.values()) - claims.get(but, 0)
 
-    def victims(self, but: str) -> set[str]:
-        """Instances that make room for models other than `but`."""
-        return {v for intent in self.intents.values() if intent.model != but for v in intent.victims}
+    def claims(self, card: str) -> Mapping[str, int]:
+        """MiB that intents reserve there, by model."""
+        return self._claims[card]
+
+    def makes_room(self, instance_id: str, but: str) -> bool:
+        """It leaves for a model other than `but`."""
+        models = self._claimants.get(instance_id)
+        return bool(models) and models != {but}
 
     def free(self, card: str, model: str) -> int:
         """MiB that `model` may take there now: what is free, less what others were promised."""
@@ -110,17 +156,23 @@ class Ledger:
 
     def room(self, card: str, model: str, leaving: Collection[str]) -> int:
         """MiB for `model` once `leaving`, and the victims of others' intents, have gone and settled."""
-        gone = self.victims(model).union(leaving)
-        held = sum(item.reserved_mib for item in self.on[card] if item.id not in gone)
+        held = sum(
+            item.reserved_mib
+            for item in self.on[card]
+            if item.id not in leaving and not self.makes_room(item.id, model)
+        )
         return self.cards[card].usable_mib - held - self.started[card] - self.claimed(card, model)
 
     def suffices(self, intent: Intent) -> bool:
         """Its victims make its room, others' begun intents considered; what has not begun may never come."""
-        firm = Ledger(self.cards.values(), ())
-        firm.on, firm.started = self.on, self.started
-        firm.intents = {model: other for model, other in self.intents.items() if other.begun}
-        rooms = (firm.room(card, intent.model, intent.victims) for card in intent.devices)
-        return all(room >= need for room, need in zip(rooms, intent.needs, strict=True))
+        begun = [one for one in self.intents.values() if one.begun and one.model != intent.model]
+        gone = {victim for one in (intent, *begun) for victim in one.victims}
+        for card, need in zip(intent.devices, intent.needs, strict=True):
+            held = sum(item.reserved_mib for item in self.on[card] if item.id not in gone)
+            claimed = sum(self._claims[card].get(one.model, 0) for one in begun)
+            if self.cards[card].usable_mib - held - self.started[card] - claimed < need:
+                return False
+        return True
 
     def violation(self) -> Mapping[str, int]:
         """Cards whose reservations exceed the budget (others' use aside: it can grow), and by how much."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +47,6 @@ from tidegate_lifecycle.world import (
     Policy,
     Start,
     Wait,
-    WaitReason,
     World,
 )
 
@@ -127,6 +128,8 @@ class Fleet:
         """The first reconcile is done."""
         self.tools: Tools
         """Set by the reconciler before anything is started."""
+        self._measured: dict[tuple[str, InstanceState], int] = {}
+        """What the metrics say: instances by model and state."""
         self._spans: dict[str, Span] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -232,11 +235,11 @@ class Fleet:
 
     def measure(self) -> None:
         metrics.ADMISSION_CONNECTED.set(1 if self.link.connected else 0)
-        for model in self.catalog.models:
-            for state in InstanceState:
-                if state is not InstanceState.GONE:
-                    number = sum(i.model == model and i.state is state for i in self.instances.values())
-                    metrics.INSTANCES.labels(model, state.name.lower()).set(number)
+        counts = Counter((item.model, item.state) for item in self.instances.values())
+        for key in itertools.product(self.catalog.models, InstanceState):
+            if key[1] is not InstanceState.GONE and self._measured.get(key) != counts[key]:
+                self._measured[key] = counts[key]
+                metrics.INSTANCES.labels(key[0], key[1].name.lower()).set(counts[key])
         cards = self.cards()
         ledger = Ledger(cards, self.instances.values())
         for card in cards:
@@ -307,7 +310,7 @@ class Fleet:
                 hub=command.hub,
             )
 
-        self.events.add(now, "starting", model.name, instance.id, f"on {', '.join(action.devices)}")
+        self.events.add(now, "starting", model.name, instance.id, action.reason)
         demand = self.link.demand.get(model.name)
         attributes = {"model": model.name, "instance": instance.id, "devices": ",".join(action.devices)}
         parent = demand.trace_parent if demand is not None else ""
@@ -384,7 +387,7 @@ class Fleet:
         circuits = {model: circuit for model, circuit in world.circuits.items() if model != name}
         trial = plan(replace(world, ordered=world.ordered | {name}, circuits=circuits), now)
         wait = trial.waits.get(name)
-        if wait is None or wait.reason not in (WaitReason.NEVER_FITS, WaitReason.NO_CAPACITY):
+        if wait is None or not wait.refuses:
             return None
         return refused(f"REASON_{wait.reason.name}", wait.text)
 

@@ -152,4 +152,4 @@ def _superseded() -> Refused:
 def _demand(entry: pb.ModelDemand, now: float) -> Demand:
     oldest = now - entry.oldest_wait_ms / 1000 if entry.waiting else math.inf
     interest = now + entry.interest_ms / 1000 if entry.interest_ms else 0.0
-    return Demand(entry.waiting, oldest, interest, entry.trace_parent)
+    return Demand(entry.waiting, oldest, interest, entry.trace_parent, entry.arrival_rate)

@@ -96,6 +96,11 @@ class Need:
             return Source.MEASURED
         return Source.ESTIMATED if count in self.estimate.mib else Source.UNKNOWN
 
+    def steady(self, count: int) -> bool:
+        """It needs the same of equal cards, whatever others use of them."""
+        full = self.estimate.mib.get(count, 0)
+        return self.declared or (full > 0 and self.estimate.least.get(count, full) >= full)
+
     def on(self, card: Card, count: int) -> int:
         """MiB that it needs of this card, as one of `count`; 1 at least."""
         if self.amount is not None:

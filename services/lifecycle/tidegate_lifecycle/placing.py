@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tidegate_lifecycle.budget import Card, Intent, Ledger
 from tidegate_lifecycle.instance import Instance, InstanceState
 from tidegate_lifecycle.needs import Need, Source
+from tidegate_lifecycle.victims import Candidate, Cost, Victims, order
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,7 @@ class Spot:
     need: int
     left: int
     """MiB that stay free there."""
-    victims: tuple[Instance, ...] = ()
-    busy: int = 0
-    """How many of the victims have demand."""
-    free_at: float = -math.inf
-    """When the last of the victims may be told to drain; -inf = at once; inf = unknown."""
+    victims: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,12 +37,12 @@ class Chosen:
     @property
     def victims(self) -> tuple[Instance, ...]:
         """Each victim once."""
-        return tuple({item.id: item for spot in self.spots for item in spot.victims}.values())
+        return tuple({one.item.id: one.item for spot in self.spots for one in spot.victims}.values())
 
     @property
     def free_at(self) -> float:
-        """When the last of the victims may be told to drain."""
-        return max(spot.free_at for spot in self.spots)
+        """When the last of the victims may be told to drain; -inf = at once; inf = unknown."""
+        return max((one.free_at for spot in self.spots for one in spot.victims), default=-math.inf)
 
     def intent(self, model: str, begun: bool) -> Intent:
         """The claim on these cards."""
@@ -63,15 +60,26 @@ class Group:
 
 def groups(need: Need, cards: Iterable[Card]) -> list[Group]:
     """The cards of its pool in groups of equal ones, each with the fewest on which it fits, if it does."""
-    alike: dict[tuple[str, int, int], list[Card]] = {}
+    return _fitting(need, alike(cards).get(need.pool, ()))
+
+
+def alike(cards: Iterable[Card]) -> dict[str, list[tuple[Card, ...]]]:
+    """Equal cards together, by pool."""
+    found: dict[tuple[str, str, int, int], list[Card]] = {}
     for card in cards:
-        if card.pool == need.pool:
-            alike.setdefault((card.kind, card.total_mib, card.budget_mib), []).append(card)
+        found.setdefault((card.pool, card.kind, card.total_mib, card.budget_mib), []).append(card)
+    pools: dict[str, list[tuple[Card, ...]]] = {}
+    for (pool, *_), equal in found.items():
+        pools.setdefault(pool, []).append(tuple(equal))
+    return pools
+
+
+def _fitting(need: Need, pool: Iterable[tuple[Card, ...]]) -> list[Group]:
     found = []
-    for equal in alike.values():
+    for equal in pool:
         fits = (count for count in need.counts if count <= len(equal) and _fits(need, equal[0], count))
         if (count := next(fits, None)) is not None:
-            found.append(Group(tuple(equal), count))
+            found.append(Group(equal, count))
     return found
 
 
@@ -80,54 +88,195 @@ def _fits(need: Need, card: Card, count: int) -> bool:
     return card.budget_mib > 0 if unknown else 0 < need.on(card, count) <= card.budget_mib
 
 
-def choose_free(need: Need, ledger: Ledger) -> Chosen | None:
-    """Best fit: the cards with room now on which the least stays free; those at rest before gated ones."""
-    options = []
-    for group in groups(need, ledger.cards.values()):
-        fits = []
-        for card in group.cards:
-            if card.closed:
+class _Standing:
+    """What is on one card, for a model without an intent of its own: reckoned anew after a change."""
+
+    __slots__ = ("free", "gated", "movable", "room", "unused", "unused_room", "used")
+
+    def __init__(self, card: str, ledger: Ledger, victims: Victims) -> None:
+        self.gated = ledger.gated(card)
+        self.free = ledger.free(card, "")
+        stay = [item for item in ledger.on[card] if not _leaves(item) and not ledger.makes_room(item.id, "")]
+        held = sum(item.reserved_mib for item in stay)
+        self.room = ledger.cards[card].usable_mib - held - ledger.started[card] - ledger.claimed(card, "")
+        """MiB once those have gone that leave anyway."""
+        unused = [one for item in stay if (one := victims.unused(item)) is not None]
+        self.unused = sorted(unused, key=order)
+        self.unused_room = self.room + sum(one.item.reserved_mib for one in unused)
+        """MiB once those have gone, too, that may go at once."""
+        self.used = [item for item in stay if victims.unused(item) is None and not victims.keeps_room(item)]
+        self.movable = self.unused_room + sum(item.reserved_mib for item in self.used)
+        """MiB once all have gone that can ever be made to go."""
+
+
+class Places:
+    """Looks for places in one plan's ledger."""
+
+    def __init__(self, ledger: Ledger, victims: Victims) -> None:
+        self.ledger, self.victims = ledger, victims
+        self._alike = alike(ledger.cards.values())
+        self._standing = {card: _Standing(card, ledger, victims) for card in ledger.cards}
+        self._groups: dict[str, list[Group]] = {}
+
+    def groups(self, need: Need) -> list[Group]:
+        """As the function `groups`, of all cards."""
+        found = self._groups.get(need.model)
+        if found is None:
+            found = self._groups[need.model] = _fitting(need, self._alike.get(need.pool, ()))
+        return found
+
+    def free(self, need: Need) -> Chosen | None:
+        """Best fit: cards with room now, those at rest before gated ones, then where the least stays free."""
+        own, there = need.model in self.ledger.intents, self._there()
+        options = []
+        for group in self.groups(need):
+            fits = []
+            for card, mib in _sites(need, group):
+                free = self.ledger.free(card.id, need.model) if own else there[card.id].free
+                if free >= mib:
+                    fits.append(Spot(card, mib, free - mib))
+            options.append((group.count, fits))
+        return _cheapest(options, lambda spot: (there[spot.card.id].gated, spot.left, spot.card.id))
+
+    def conceivable(self, need: Need) -> bool:
+        """There would be room if all went that can ever be made to go. It has no intent."""
+        there = self._there()
+        return any(
+            sum(there[card.id].movable >= mib for card, mib in _sites(need, group)) >= group.count
+            for group in self.groups(need)
+        )
+
+    def made(self, need: Need, since: float | None) -> Chosen | None:
+        """The cards on which the least harm makes room. It has no intent.
+
+        1. Where idle ones suffice, nobody else is asked to go.
+        2. Else busy ones too, the fewest, for tickets that wait `since` then (None = for nobody).
+        3. Then by who has to go (`Victims`): the costliest of a card's victims is compared; then what their
+           next loads would cost in all; then fewer victims; then the card on which less stays free.
+        """
+        for busy in (False, True) if since is not None else (False,):
+            options = [
+                (group.count, self._spots(need, group, since if busy else None))
+                for group in self.groups(need)
+            ]
+            if (chosen := _cheapest(options, _harm)) is not None:
+                return self._none_in_vain(chosen)
+        return None
+
+    def _spots(self, need: Need, group: Group, since: float | None) -> list[Spot]:
+        """Its cards with room to be made; by idle ones alone when `since` is None.
+
+        For a whole card, for want of a number, busy ones aren't told to go: it waits until they are idle.
+        """
+        found, there = [], self._there()
+        for card, mib in _sites(need, group):
+            at = there[card.id]
+            if (at.unused_room if since is None else at.movable) < mib:
                 continue
-            mib, free = need.on(card, group.count), ledger.free(card.id, need.model)
-            if card.usable_mib >= mib and free >= mib:
-                fits.append(Spot(card, mib, free - mib))
-        options.append((group.count, fits))
-    return _cheapest(options, lambda spot: (ledger.gated(spot.card.id), spot.left, spot.card.id))
+            ranked = at.unused
+            if since is not None and at.unused_room < mib:
+                unknown = need.source(card, group.count) is Source.UNKNOWN
+                ranked = [*ranked, *self.victims.used(at.used, None if unknown else since)]
+            victims = _fewest(ranked, mib - at.room)
+            if victims is not None:
+                found.append(Spot(card, mib, at.room - mib + _freed(victims), victims))
+        return found
+
+    def _none_in_vain(self, chosen: Chosen) -> Chosen:
+        """Of servers on several of the cards some may have been chosen for one whose going another makes
+        needless."""
+        if len(chosen.spots) == 1:
+            return chosen
+        union = {one.item.id: one for spot in chosen.spots for one in spot.victims}
+        there = self._there()
+
+        def left(spot: Spot, rest: Iterable[Candidate]) -> int:
+            gone = sum(one.item.reserved_mib for one in rest if spot.card.id in one.item.devices)
+            return there[spot.card.id].room + gone - spot.need
+
+        for one in sorted(union.values(), key=order, reverse=True):
+            rest = {id_: other for id_, other in union.items() if other is not one}
+            if all(left(spot, rest.values()) >= 0 for spot in chosen.spots):
+                union = rest
+        return Chosen(
+            tuple(
+                Spot(
+                    spot.card,
+                    spot.need,
+                    left(spot, union.values()),
+                    tuple(one for one in union.values() if spot.card.id in one.item.devices),
+                )
+                for spot in chosen.spots
+            )
+        )
+
+    def _there(self) -> Mapping[str, _Standing]:
+        """By card, as it is now."""
+        for card in self.ledger.touched:
+            self._standing[card] = _Standing(card, self.ledger, self.victims)
+        self.ledger.touched.clear()
+        return self._standing
 
 
-def choose_victims(
-    need: Need,
-    ledger: Ledger,
-    idle: Callable[[Instance], bool],
-    free_at: Callable[[Instance], float | None],
-) -> Chosen | None:
-    """The cards on which the least harm makes room: fewest busy victims, then the longest unused ones.
-
-    `idle` says whether an instance may go at once; `free_at` when it may be told to drain (inf = unknown),
-    None = it may not go for this model at all.
-    """
-    taken = ledger.victims(need.model)
-    options = []
-    for group in groups(need, ledger.cards.values()):
-        open_ones = [card for card in group.cards if not card.closed]
-        found = (_spot(need, card, group.count, ledger, taken, idle, free_at) for card in open_ones)
-        options.append((group.count, [spot for spot in found if spot is not None]))
-    return _cheapest(options, _harm)
+def _sites(need: Need, group: Group) -> Iterator[tuple[Card, int]]:
+    """Every open card of the group, and MiB that it needs there."""
+    steady, mib = need.steady(group.count), need.on(group.cards[0], group.count)
+    for card in group.cards:
+        if not card.closed:
+            yield card, mib if steady else need.on(card, group.count)
 
 
-def _harm(spot: Spot) -> tuple[int, float, float, int, int, str]:
-    last = max((item.last_used for item in spot.victims), default=-math.inf)
-    return spot.busy, spot.free_at, last, len(spot.victims), spot.left, spot.card.id
+def _fewest(ranked: Sequence[Candidate], lacking: int) -> tuple[Candidate, ...] | None:
+    """Who goes for so many MiB: from the first on until it is enough, and none in vain; or instead of several
+    one that suffices alone and costs no more than the costliest of them."""
+    victims, room = [], 0
+    for one in ranked:
+        if room >= lacking:
+            break
+        victims.append(one)
+        room += one.item.reserved_mib
+    if room < lacking:
+        return None
+    if len(victims) > 1:
+        for one in list(victims):
+            if room - one.item.reserved_mib >= lacking:  # a large one that was taken last makes it needless
+                victims.remove(one)
+                room -= one.item.reserved_mib
+        limit = max(one.cost for one in victims)
+        alone = (one for one in ranked if one.item.reserved_mib >= lacking and one.cost <= limit)
+        if len(victims) > 1 and (instead := next(alone, None)) is not None:
+            victims = [instead]
+    return tuple(victims)
+
+
+_NONE: Cost = (False, -math.inf, False, -math.inf)
+
+
+def _harm(spot: Spot) -> tuple[object, ...]:
+    busy, worst, missed, reload = 0, _NONE, 0.0, 0.0
+    for one in spot.victims:
+        busy += one.busy
+        worst = max(worst, one.cost)
+        missed += one.detail[0]
+        reload += one.detail[1]
+    return busy, worst, missed, reload, len(spot.victims), spot.left, spot.card.id
+
+
+def _freed(victims: Iterable[Candidate]) -> int:
+    mib = 0
+    for one in victims:
+        mib += one.item.reserved_mib
+    return mib
 
 
 def _cheapest(
-    options: list[tuple[int, list[Spot]]], key: Callable[[Spot], tuple[object, ...]]
+    options: Iterable[tuple[int, list[Spot]]], key: Callable[[Spot], tuple[object, ...]]
 ) -> Chosen | None:
     best: tuple[tuple[object, int, list[tuple[object, ...]]], Chosen] | None = None
     for count, spots in options:
         if len(spots) < count:
             continue
-        taken = sorted(spots, key=key)[:count]
+        taken = sorted(spots, key=key)[:count] if count > 1 else [min(spots, key=key)]
         # The worst card decides: a server waits for the last of its cards. Then few cards before many.
         keys = [key(spot) for spot in reversed(taken)]
         cost = (keys[0][0], count, keys)
@@ -136,124 +285,6 @@ def _cheapest(
     return best[1] if best else None
 
 
-def _spot(
-    need: Need,
-    card: Card,
-    count: int,
-    ledger: Ledger,
-    taken: set[str],
-    idle: Callable[[Instance], bool],
-    free_at: Callable[[Instance], float | None],
-) -> Spot | None:
-    """The victims on one card: what leaves anyway, idle ones by last use, then busy ones; none in vain.
-
-    For a whole card, for want of a number, busy ones aren't told to go: it waits until they are idle.
-    """
-    mib = need.on(card, count)
-    gentle = need.source(card, count) is Source.UNKNOWN
-    leaving = [item for item in ledger.on[card.id] if _leaves(item) and item.id not in taken]
-    victims: list[Instance] = []
-    candidates = [item for item in ledger.on[card.id] if not _leaves(item) and item.id not in taken]
-    ranked = sorted(
-        (
-            (not idle(item), at if idle(item) or not gentle else math.inf, item.last_used, item)
-            for item in candidates
-            if (at := free_at(item)) is not None
-        ),
-        key=lambda entry: entry[:3],
-    )
-
-    def room(without: Iterable[Instance]) -> int:
-        return ledger.room(card.id, need.model, {item.id for item in [*leaving, *without]})
-
-    for _, _, _, item in ranked:
-        if room(victims) >= mib:
-            break
-        victims.append(item)
-    if room(victims) < mib:
-        return None
-    for item in list(victims):  # a large one that was taken last may have made smaller ones needless
-        rest = [other for other in victims if other is not item]
-        if room(rest) >= mib:
-            victims = rest
-    times = {item.id: at for _, at, _, item in ranked}
-    at = max((times[item.id] for item in victims), default=-math.inf)
-    busy = sum(not idle(item) for item in victims)
-    return Spot(card, mib, room(victims) - mib, tuple(victims), busy, at)
-
-
 def _leaves(item: Instance) -> bool:
     """It goes without being told again, unless its reason goes first."""
     return item.state in (InstanceState.STOPPING, InstanceState.DRAINING)
-
-
-def describe(need: Need, ledger: Ledger, now: float) -> str:
-    """Why it has no room: "needs 38.2 GiB; gpu0 has 21 free of 24, held by b 18 GiB idle 4 min"."""
-    if not any(card.pool == need.pool for card in ledger.cards.values()):
-        return f"there is no device in the pool {need.pool}"
-    options = groups(need, ledger.cards.values())
-    needs = {(need.on(group.cards[0], group.count), group.count) for group in options}
-    if need.pending:
-        text = "what it needs is being read from its files"
-    elif len(needs) == 1:
-        mib, count = needs.pop()
-        text = f"needs {gib(mib)} GiB{_each(count)}"
-    else:
-        text = f"needs a share of a device{_each(options[0].count if options else 1)}"
-    return "; ".join([text, *device_lines(need, ledger, now)])
-
-
-def too_large(need: Need, ledger: Ledger) -> str:
-    """Why it can never be placed, in numbers that don't change with time."""
-    cards = [card for card in ledger.cards.values() if card.pool == need.pool]
-    counts = [count for count in need.counts if count <= len(cards)]
-    if not counts:
-        return f"needs {need.counts[0]} equal devices; the pool {need.pool} has {len(cards)}"
-    count = counts[-1]
-    mib = min(need.on(card, count) for card in cards)
-    budgets = ", ".join(f"{card.id} {gib(card.budget_mib)}" for card in cards)
-    return f"needs {gib(mib)} GiB{_each(count)}; of the devices may be used: {budgets}"
-
-
-def _each(count: int) -> str:
-    return f" on each of {count} equal devices" if count > 1 else ""
-
-
-def device_lines(need: Need, ledger: Ledger, now: float) -> tuple[str, ...]:
-    """Per device of its pool: what is there, what is free, who holds the rest."""
-    return tuple(_line(card, ledger, now) for card in ledger.cards.values() if card.pool == need.pool)
-
-
-def _line(card: Card, ledger: Ledger, now: float) -> str:
-    free = max(0, card.usable_mib - card.settling_mib - ledger.reserved(card.id))
-    parts = [f"{card.id} {card.closed or f'has {gib(free)} free of {gib(card.budget_mib)}'}"]
-    parts += [f"held by {_holder(item, now)}" for item in ledger.on[card.id]]
-    if card.foreign_mib:
-        parts.append(f"{gib(card.foreign_mib)} GiB used by others")
-    if card.settling_mib:
-        parts.append(f"{gib(card.settling_mib)} GiB about to be free")
-    parts += [
-        f"{gib(need)} GiB promised to {intent.model}"
-        for intent in ledger.intents.values()
-        for device, need in zip(intent.devices, intent.needs, strict=True)
-        if device == card.id
-    ]
-    return ", ".join(parts)
-
-
-def _holder(item: Instance, now: float) -> str:
-    text = f"{item.model} {gib(item.reserved_mib)} GiB"
-    if item.state is not InstanceState.READY:
-        return f"{text} {item.state.name.lower()}"
-    if item.leases:
-        return f"{text} with {item.leases} in flight"
-    return f"{text} idle {_span(now - item.last_used)}"
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{max(0.0, seconds):.0f} s"
-
-
-def gib(mib: int) -> str:
-    """MiB as a short number of GiB."""
-    return f"{mib / 1024:.1f}".removesuffix(".0")

@@ -337,6 +337,10 @@ class Reconciler:
                 self.fleet.keepers[instance.id].sampler.ask()
 
     def _act(self, decided: Plan, now: float) -> None:
+        for name, wait in decided.waits.items():
+            before = self.fleet.waits.get(name)
+            if wait.refuses and (before is None or before.reason is not wait.reason):
+                self.fleet.events.add(now, wait.reason.value, name, "", wait.text)
         self.fleet.intents, self.fleet.waits = decided.intents, dict(decided.waits)
         for action in decided.actions:
             if isinstance(action, Start):

@@ -17,13 +17,11 @@ from tidegate_chassis.process import monotonic
 from tidegate_lifecycle import messages, status, supply
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.events import Event
-from tidegate_lifecycle.explaining import need_text
+from tidegate_lifecycle.explaining import explain
 from tidegate_lifecycle.footprints.rpc import FootprintsServicer
 from tidegate_lifecycle.link import Stream
-from tidegate_lifecycle.planner import explain
 from tidegate_lifecycle.reconciler import Reconciler
 from tidegate_lifecycle.runtimes.base import Runtime
-from tidegate_lifecycle.world import Action, Start, StartDrain, Stop
 
 SERVICE = "tidegate.lifecycle.v1.LifecycleService"
 TICK = 0.1
@@ -160,14 +158,9 @@ class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceS
         model = self._model(request.model)
         if model.external:
             return pb.PlanPlacementResponse(problem="it runs elsewhere")
-        decided, lines = explain(self.fleet.world(), model.name, monotonic())
-        wait = decided.waits.get(model.name)
-        actions = [text for action in decided.actions if (text := _words(action, model.name))]
+        told = explain(self.fleet.world(), model.name, monotonic())
         return pb.PlanPlacementResponse(
-            actions=actions,
-            problem=wait.text if wait else "",
-            devices=lines,
-            need=need_text(self.fleet.need(model), self.fleet.cards()),
+            actions=told.steps, problem=told.problem, devices=told.devices, need=told.needs
         )
 
     async def WatchEvents(  # noqa: N802
@@ -240,14 +233,3 @@ class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceS
 
 def _invalid(text: str) -> Refused:
     return Refused(grpc.StatusCode.INVALID_ARGUMENT, "REASON_INVALID", text)
-
-
-def _words(action: Action, model: str) -> str:
-    """An action of a plan for people, if it has to do with the model."""
-    if isinstance(action, Start) and action.model == model:
-        return f"start on {', '.join(action.devices)}, {action.reserved_mib} MiB on each"
-    if isinstance(action, StartDrain) and action.beneficiary == model:
-        return f"drain and stop {action.instance_id}"
-    if isinstance(action, Stop):
-        return f"stop {action.instance_id}"
-    return ""

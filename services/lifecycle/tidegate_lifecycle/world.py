@@ -38,6 +38,8 @@ class Demand:
     interest_until: float = 0.0
     """Until when it is to be started for those who were refused because it loads too slowly."""
     trace_parent: str = ""
+    arrival_rate: float = 0.0
+    """Requests a second, over about a minute."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Start:
     devices: tuple[str, ...]
     reserved_mib: int
     """On each device."""
+    reason: str = field(default="", compare=False)
+    """Why there, for people."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +148,13 @@ class Wait:
 
     reason: WaitReason
     text: str
-    devices: tuple[str, ...] = ()
-    """One line per device of its pool."""
     ready_in: float | None = None
     """The bound of its turn in seconds; None = unknown."""
+
+    @property
+    def refuses(self) -> bool:
+        """Nobody needs to wait for it: it can't be had as things are."""
+        return self.reason in (WaitReason.NEVER_FITS, WaitReason.NO_CAPACITY)
 
 
 @dataclass(frozen=True)

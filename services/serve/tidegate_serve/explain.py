@@ -34,5 +34,5 @@ def placement_text(model: str, answer: pb.PlanPlacementResponse) -> str:
             f"{model} waits: {answer.problem}" if steps else f"{model} can't be had: {answer.problem}"
         )
     if answer.need:
-        lines.append(f"  needs: {answer.need}")
+        lines.append(f"  {answer.need}")
     return "\n".join([*lines, *(f"  {device}" for device in answer.devices)])
