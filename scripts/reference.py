@@ -19,7 +19,8 @@ from tidegate_admission.settings import AdmissionSettings, TenantSettings
 from tidegate_chassis.config import TelemetrySettings
 from tidegate_chassis.kinds import Kind
 from tidegate_edge.settings import EdgeSettings
-from tidegate_lifecycle.settings import LifecycleSettings, ModelSettings
+from tidegate_lifecycle.model_settings import ModelSettings
+from tidegate_lifecycle.settings import LifecycleSettings
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 

@@ -107,7 +107,7 @@ def test_samples_are_news_without_haste(tmp_path: Path) -> None:
     def published() -> tuple[bool, bool]:
         stream.changed.clear()
         stream.urgent.clear()
-        fleet.publish(1.0)
+        fleet.told.publish(fleet, 1.0)
         return stream.changed.is_set(), stream.urgent.is_set()
 
     published()
@@ -115,7 +115,7 @@ def test_samples_are_news_without_haste(tmp_path: Path) -> None:
     assert published() == (True, False)
     item.sample(3, 0, 2.0)
     assert published() == (False, False)
-    (told,) = fleet.views["m"].instances
+    (told,) = fleet.told.views["m"].instances
     assert (told.running, told.queued) == (3, 0)
     item.to(InstanceState.STOPPING, 3.0)
     assert published() == (True, True)

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tidegate_chassis.config import ConfigError
-from tidegate_lifecycle.settings import LifecycleSettings, ModelSettings, load, problems
+from tidegate_lifecycle.model_settings import ModelSettings
+from tidegate_lifecycle.settings import LifecycleSettings, load, problems
 
 GOOD = {"engine": "command", "command": ["server", "--port", "{port}"], "vram": "10GiB"}
 _2MIB = 2 * 2**20

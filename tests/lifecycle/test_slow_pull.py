@@ -52,25 +52,25 @@ async def test_a_pull_of_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     work = asyncio.create_task(core.run(tools, []))
 
     def left() -> float:
-        return model_supply(fleet.views["m"], now).start_deadline_ms / 1000
+        return model_supply(fleet.told.views["m"], now).start_deadline_ms / 1000
 
     try:
         core.post(Order("load", "m", asyncio.get_running_loop().create_future()))
-        await until(lambda: "m" in fleet.views and left() == TIMEOUT)
+        await until(lambda: "m" in fleet.told.views and left() == TIMEOUT)
         for _ in range(360):
             now += 10.0
             await until(lambda: TIMEOUT / 2 <= left() <= TIMEOUT)
-        assert fleet.views["m"].state == pb.MODEL_STATE_LOADING
+        assert fleet.told.views["m"].state == pb.MODEL_STATE_LOADING
         assert not fleet.circuits.known
         runtime.pulled.set()
-        await until(lambda: fleet.views["m"].instances[0].address != "")
+        await until(lambda: fleet.told.views["m"].instances[0].address != "")
         assert left() == TIMEOUT
         now += TIMEOUT - 1.0
         await until(lambda: left() == 1.0)
         assert not fleet.circuits.known
         now += 1.0
         await until(lambda: "m" in fleet.circuits.known)
-        assert fleet.views["m"].reason == pb.REASON_START_FAILED
+        assert fleet.told.views["m"].reason == pb.REASON_START_FAILED
     finally:
         work.cancel()
         with contextlib.suppress(asyncio.CancelledError):

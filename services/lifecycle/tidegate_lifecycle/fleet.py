@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
 import secrets
 import socket
-from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from tidegate_chassis.process import monotonic
 from tidegate_lifecycle import messages as m
 from tidegate_lifecycle import metrics
 from tidegate_lifecycle.adoption import Found
-from tidegate_lifecycle.budget import Card, Intent, Ledger
+from tidegate_lifecycle.budget import Card, Intent
 from tidegate_lifecycle.catalog import Catalog, Model
 from tidegate_lifecycle.circuits import Circuits
 from tidegate_lifecycle.devices import Device
@@ -42,7 +40,7 @@ from tidegate_lifecycle.planner import plan
 from tidegate_lifecycle.runtimes.base import StartSpec
 from tidegate_lifecycle.start_deadline import start_deadline
 from tidegate_lifecycle.store import Store
-from tidegate_lifecycle.supply import ModelView, farewell, view
+from tidegate_lifecycle.telling import Told
 from tidegate_lifecycle.world import (
     Policy,
     Start,
@@ -114,12 +112,7 @@ class Fleet:
         self.counts: dict[str, dict[str, int]] = {}
         self.leaving: dict[str, Model] = {}
         """Models that were taken out of the catalogue while servers of theirs exist."""
-        self._told_catalog = 1
-        self.removed_at: dict[str, int] = {}
-        """The generation that tells that a model is in the catalogue no more."""
-        self.views: dict[str, ModelView] = {}
-        self.changed_at: dict[str, int] = {}
-        self.generation = 1
+        self.told = Told()
         self.catalog_watchers: set[asyncio.Event] = set()
         self.stopping = False
         self.began = monotonic()
@@ -128,8 +121,6 @@ class Fleet:
         """The first reconcile is done."""
         self.tools: Tools
         """Set by the reconciler before anything is started."""
-        self._measured: dict[tuple[str, InstanceState], int] = {}
-        """What the metrics say: instances by model and state."""
         self._spans: dict[str, Span] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -175,78 +166,6 @@ class Fleet:
         self.config.generation += 1
         for watcher in self.catalog_watchers:
             watcher.set()
-
-    def publish(self, now: float) -> None:
-        """Compares each model's view with the last one; a new generation when any differs."""
-        of: dict[str, list[Instance]] = {}
-        for instance in self.instances.values():
-            of.setdefault(instance.model, []).append(instance)
-        renewed = self._told_catalog != self.config.generation
-        changed, urgent, states = [], renewed, False
-        self._told_catalog = self.config.generation
-        self.removed_at = {
-            name: at for name, at in self.removed_at.items() if name not in self.catalog.models
-        }
-        for name in [name for name in self.leaving if name not in of]:
-            self._forget(name)
-            renewed = urgent = True
-        for name, model in {**self.catalog.models, **self.leaving}.items():
-            new = view(
-                model,
-                of.get(name, ()),
-                self.waits.get(name),
-                self.circuits.known.get(name),
-                self.unhealthy.get(name, ""),
-                self.load_times.get(name),
-                now,
-            )
-            new = self.fetches.shown(new, of.get(name, ()), self.load_times.get(name))
-            if name in self.leaving:
-                new = farewell(new)
-            old = self.views.get(name)
-            if new == old:
-                continue
-            changed.append(name)
-            self.views[name] = new
-            urgent = urgent or old is None or _shape(old) != _shape(new)
-            states = states or old is None or old.state != new.state
-        if changed or renewed:
-            self.generation += 1
-            self.changed_at.update(dict.fromkeys(changed, self.generation))
-            for name in changed:
-                for instance in of.get(name, ()):
-                    if not instance.generation:
-                        instance.generation = self.generation
-        if self.link.stream is not None and (changed or renewed or self.link.stream.sent < 0):
-            self.link.stream.mark(urgent or self.link.stream.sent < 0)
-        if states:
-            for watcher in self.catalog_watchers:
-                watcher.set()
-        self.measure()
-
-    def _forget(self, name: str) -> None:
-        """A model that was taken out of the catalogue has no server any more."""
-        del self.leaving[name]
-        self.views.pop(name, None)
-        self.changed_at.pop(name, None)
-        self.removed_at[name] = self.generation + 1
-        for state in InstanceState:
-            metrics.INSTANCES.remove_by_labels({"model": name, "state": state.name.lower()})
-
-    def measure(self) -> None:
-        metrics.ADMISSION_CONNECTED.set(1 if self.link.connected else 0)
-        counts = Counter((item.model, item.state) for item in self.instances.values())
-        for key in itertools.product(self.catalog.models, InstanceState):
-            if key[1] is not InstanceState.GONE and self._measured.get(key) != counts[key]:
-                self._measured[key] = counts[key]
-                metrics.INSTANCES.labels(key[0], key[1].name.lower()).set(counts[key])
-        cards = self.cards()
-        ledger = Ledger(cards, self.instances.values())
-        for card in cards:
-            metrics.DEVICE_SETTLING.labels(card.id).set(card.settling_mib * 2**20)
-            metrics.DEVICE_BUDGET.labels(card.id).set(card.budget_mib * 2**20)
-            metrics.DEVICE_RESERVED.labels(card.id).set(ledger.reserved(card.id) * 2**20)
-            metrics.DEVICE_FOREIGN.labels(card.id).set(card.foreign_mib * 2**20)
 
     def to(self, instance: Instance, state: InstanceState, now: float, reason: str = "") -> None:
         instance.to(state, now, reason)
@@ -407,11 +326,6 @@ class Fleet:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _shape(item: ModelView) -> tuple[Any, ...]:
-    """What is told at once when it changes: states and reasons, not what servers report of their load."""
-    return item.state, item.reason, tuple((one.id, one.state, one.address) for one in item.instances)
 
 
 def refused(reason: str, text: str, retry_after: float = 0.0) -> Refused:

@@ -326,7 +326,7 @@ class Reconciler:
             wake_at = decided.wake_at
         self._ask_servers()
         self.fleet.hurry(inventory.settling)
-        self.fleet.publish(now)
+        self.fleet.told.publish(self.fleet, now)
         return min(wake_at, retry_at, inventory.bound)
 
     def _ask_servers(self) -> None:

@@ -70,25 +70,25 @@ class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceS
 
     def _report(self, stream: Stream) -> pb.SupplyReport:
         """What has changed since the last report; everything in the first one."""
-        fleet, now = self.fleet, monotonic()
+        fleet, told, now = self.fleet, self.fleet.told, monotonic()
         whole = stream.sent < 0
         report = pb.SupplyReport(
-            generation=pb.Generation(incarnation=fleet.boot, n=fleet.generation),
+            generation=pb.Generation(incarnation=fleet.boot, n=told.generation),
             whole=whole,
             settled=fleet.settled,
             catalog_generation=pb.Generation(incarnation=fleet.boot, n=fleet.config.generation),
             models=[
                 supply.model_supply(view, now)
-                for name, view in fleet.views.items()
-                if whole or fleet.changed_at[name] > stream.sent
+                for name, view in told.views.items()
+                if whole or told.changed_at[name] > stream.sent
             ],
-            removed_models=[name for name, at in fleet.removed_at.items() if not whole and at > stream.sent],
+            removed_models=[name for name, at in told.removed_at.items() if not whole and at > stream.sent],
         )
         if stream.first:
             report.roster.extend(stream.roster or ())
             report.roster_known = stream.roster is not None
             report.first_admission = stream.first_admission
-        stream.first, stream.sent = False, fleet.generation
+        stream.first, stream.sent = False, fleet.told.generation
         return report
 
     async def WatchCatalog(  # noqa: N802
@@ -102,7 +102,7 @@ class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceS
                 now = monotonic()
                 generation = fleet.boot, fleet.config.generation
                 yield supply.catalog_response(
-                    fleet.catalog, fleet.views, generation, fleet.node, now - fleet.began
+                    fleet.catalog, fleet.told.views, generation, fleet.node, now - fleet.began
                 )
                 await changed.wait()
                 await asyncio.sleep(TICK)
@@ -208,7 +208,7 @@ class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceS
         return model
 
     def _state(self, model: Model) -> Any:
-        view = self.fleet.views.get(model.name)
+        view = self.fleet.told.views.get(model.name)
         return view.state if view is not None else pb.MODEL_STATE_STOPPED
 
     def _event(self, event: Event) -> pb.WatchEventsResponse:

@@ -51,8 +51,8 @@ def _model(fleet: Fleet, model: Model, cards: dict[str, Card], now: float) -> pb
     fetch = fleet.fetches.of(one for one in fleet.instances.values() if one.model == model.name)
     if fetch is not None:
         status.download.CopyFrom(watching.status(fetch))
-    if model.name in fleet.views:
-        supply = model_supply(fleet.views[model.name], now)
+    if model.name in fleet.told.views:
+        supply = model_supply(fleet.told.views[model.name], now)
         status.state, status.reason, status.message = supply.state, supply.reason, supply.message
         status.retry_after_ms = supply.retry_after_ms
     wait = fleet.waits.get(model.name)
