@@ -157,7 +157,8 @@ def test_the_help_of_the_command_is_fast() -> None:
     code = "import sys, tidegate_serve.cli as cli\ntry: cli.main()\nfinally: print('grpc' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=60)
     assert done.stdout.rstrip().endswith("False")
-    assert "queues" in done.stdout
+    for noun in ("queues", "leases", "models", "explain", "events", "logs", "footprints", "devices"):
+        assert f"\n    {noun}" in done.stdout
 
 
 def test_the_example_of_a_unary_client(gateway: Make) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from tests.support.gateway import BIN, Gateway, free_port, simulated, wait_for
+from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
+from tidegate_serve.loading import phase
 from tidegate_serve.logs import unseen
 
 Make = Callable[..., Gateway]
@@ -241,6 +243,17 @@ def test_where_a_log_goes_on_is_found_again() -> None:
     assert unseen(["1", "2"], ["7", "8"]) == ["7", "8"]
     assert unseen([], ["1"]) == ["1"]
     assert unseen(["1"], []) == []
+
+
+def test_a_download_is_a_phase_of_a_load() -> None:
+    """What is there and how fast it comes, as far as that is known; once it is over the server starts."""
+    model = pb.ModelStatus(model="a", state=pb.MODEL_STATE_LOADING, load_time_ms=12_000)
+    starting = pb.InstanceStatus(model="a", state=pb.INSTANCE_STATE_STARTING, device_ids=["gpu0", "gpu1"])
+    assert phase(model, [starting]) == "starting on gpu0, gpu1, usually 12s"
+    model.download.CopyFrom(pb.Download(done_bytes=3 << 30, total_bytes=15 << 30, bytes_per_second=41 << 20))
+    assert phase(model, [starting]) == "downloading, 3GiB of 15GiB there, 41MiB/s"
+    model.download.CopyFrom(pb.Download(done_bytes=5 << 20))
+    assert phase(model, [starting]) == "downloading, 5MiB there"
 
 
 def test_lifecycle_that_is_away_is_told(tmp_path: Path) -> None:

@@ -522,3 +522,15 @@ async def test_a_broken_order_of_messages_is_refused(make: Make) -> None:
             assert reason_of(invalid.value) == "REASON_INVALID"
         finally:
             call.cancel()
+
+
+async def test_events_before_anything_has_happened(make: Make) -> None:
+    """None is an answer too, for all models; a model that there never was is an error."""
+    service = make({"a": model()})
+    await service.start()
+    async with service.stub() as stub:
+        request = pb.WatchEventsRequest(last=10, until_now=True)
+        assert [event async for event in stub.WatchEvents(request, timeout=10)] == []
+        request.model = "nobody"
+        with pytest.raises(aio.AioRpcError, match="there is no model 'nobody'"):
+            [event async for event in stub.WatchEvents(request, timeout=10)]

@@ -168,7 +168,7 @@ class LifecycleServicer(FootprintsServicer, lifecycle_pb2_grpc.LifecycleServiceS
     ) -> AsyncIterator[pb.WatchEventsResponse]:
         """The last ones kept, then each as it happens."""
         events, name = self.fleet.events, request.model
-        if all(name not in ("", event.model) for event in events.kept):  # it may be gone from the catalogue
+        if name and all(name != event.model for event in events.kept):  # it may be gone from the catalogue
             name = self._model(name).name
         queue = events.watch()
         try:

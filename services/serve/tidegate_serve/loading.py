@@ -11,7 +11,7 @@ from grpc import aio
 
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 from tidegate_chassis.plain import word
-from tidegate_serve.operate import LOST, Failed, ask, duration
+from tidegate_serve.operate import LOST, Failed, ask, duration, size
 
 PACE = 0.25
 """Seconds between two looks."""
@@ -61,12 +61,21 @@ async def wait_until_ready(stub: Any, name: str) -> pb.ModelStatus:
 
 def phase(model: pb.ModelStatus, instances: list[pb.InstanceStatus]) -> str:
     """What happens to a model that isn't ready yet."""
+    if model.HasField("download"):
+        return download_text(model.download)
     starting = [one for one in instances if one.state == pb.INSTANCE_STATE_STARTING]
     if starting:
         expected = f", usually {duration(model.load_time_ms)}" if model.load_time_ms else ""
         return f"starting on {', '.join(starting[0].device_ids)}{expected}"
     words = sorted({word(pb.InstanceState.DESCRIPTOR, one.state) for one in instances})
     return model.message or ", ".join(words) or word(pb.ModelState.DESCRIPTOR, model.state)
+
+
+def download_text(download: pb.Download) -> str:
+    """How far the files are that a model needs before it can start."""
+    there, rate = size(download.done_bytes >> 20), size(download.bytes_per_second >> 20)
+    whole = f" of {size(download.total_bytes >> 20)}" if download.total_bytes else ""
+    return f"downloading, {there}{whole} there" + (f", {rate}/s" if download.bytes_per_second else "")
 
 
 class _Teller:

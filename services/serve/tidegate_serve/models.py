@@ -13,7 +13,7 @@ from grpc import aio
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 from tidegate_chassis.plain import as_dict, word
 from tidegate_serve import operate
-from tidegate_serve.loading import wait_until_ready
+from tidegate_serve.loading import download_text, wait_until_ready
 from tidegate_serve.operate import LIFECYCLE, Failed, ask, duration, show, size, table
 
 _STATES = pb.ModelState.DESCRIPTOR
@@ -116,7 +116,7 @@ def _use(instances: list[pb.InstanceStatus]) -> tuple[str, str, str]:
 
 def _rest(model: pb.ModelStatus) -> tuple[str, str, str]:
     load_time = duration(model.load_time_ms) if model.load_time_ms else "-"
-    note = model.message
+    note = download_text(model.download) if model.HasField("download") else model.message
     if note and model.retry_after_ms:
         note += f" (again in {duration(model.retry_after_ms)})"
     return load_time, "yes" if model.pinned else "", note
