@@ -509,14 +509,11 @@ async def test_catalog(make: Make) -> None:
         assert states[0] == pb.MODEL_STATE_STOPPED
 
 
-async def test_unknown_order_is_refused(make: Make) -> None:
-    """What belongs to a later version answers UNIMPLEMENTED, and a broken order of messages INVALID."""
+async def test_a_broken_order_of_messages_is_refused(make: Make) -> None:
+    """A first demand that isn't whole is INVALID."""
     service = make({"a": model()})
     await service.start()
     async with service.stub() as stub:
-        with pytest.raises(aio.AioRpcError) as later:
-            await stub.ListFootprints(pb.ListFootprintsRequest(), timeout=5)
-        assert later.value.code() == grpc.StatusCode.UNIMPLEMENTED
         call = stub.Coordinate(timeout=5)
         try:
             await call.write(pb.CoordinateRequest(demand=pb.DemandReport(whole=False)))

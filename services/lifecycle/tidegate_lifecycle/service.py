@@ -1,4 +1,4 @@
-"""The gRPC servicer: translates, calls, translates. What belongs to later versions answers UNIMPLEMENTED."""
+"""The gRPC servicer: translates, calls, translates."""
 
 from __future__ import annotations
 
