@@ -257,12 +257,16 @@ class Simulation:
             unknown = action.beneficiary in self.takes and action.beneficiary not in self.needs
             assert not unknown or not item.leases, "a busy one goes for a model of which nothing is known"
         if action.cause is DrainCause.EVICTION and (self.tickets.get(item.model) or item.leases):
-            mine = [one.ready_at for one in self.instances.values() if one.model == item.model]
-            began = min(
-                at for at in mine if at is not None
-            )  # the turn is the model's, not its youngest server's
+            older = [
+                one
+                for one in self.instances.values()
+                if one.model == item.model
+                and (one.ordered_at, one.id) < (item.ordered_at, item.id)
+                and (one.state is InstanceState.READY or (one.drain and one.drain.since == self.now))
+            ]
             shield = min(POLICY.max_swap_wait, max(POLICY.min_residency, 2 * LOAD))
-            assert self.now - began >= shield, f"thrash: {item}"
+            # A second server has no shield of its own: its model's turn goes on with the first.
+            assert older or self.now - (item.ready_at or 0.0) >= shield, f"thrash: {item}"
 
     def _check_stop(self, item: Instance, action: Stop) -> None:
         assert self.settled, "only adds while admission is away"
