@@ -59,10 +59,10 @@ async def test_never_healthy(make: Make) -> None:
             began = clock()
             pid = await pid_of(service, "a")
             assert trying.state == pb.MODEL_STATE_LOADING
-            assert deadline - 500 < trying.start_deadline_ms <= deadline
+            assert deadline - 1000 < trying.start_deadline_ms <= deadline
             assert trying.message.startswith("its last start failed, one try is under way") == (tries > 1)
             why = await admission.until(failed(admission, "a"))
-            assert abs(clock() - began - trying.start_deadline_ms / 1000) < 0.7
+            assert abs(clock() - began - trying.start_deadline_ms / 1000) < 1.0, "the grace of admission"
             assert why.state == pb.MODEL_STATE_FAILED
             assert "start deadline" in why.message
             said.append(why.retry_after_ms)

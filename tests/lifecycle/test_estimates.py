@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.lifecycle.estimate import published as p
 from tests.lifecycle.harness import SERVER, Admission, Service
@@ -85,6 +87,30 @@ async def test_models_are_packed_by_their_estimates_from_the_first_start(
         "needs 10.9 GiB (estimated: 8 GiB weights and 1 GiB KV cache for 1 sequence of 8,192 tokens, the "
         "model's own maximum; divided by the number of cards, a tenth more, and 1 GiB on each card)"
     )
+
+
+async def test_a_changed_model_is_estimated_anew(
+    tmp_path: Path, llama: dict[str, Any], services: list[Service]
+) -> None:
+    """By a reload: its need follows its settings, and a model that is new in the file has one too."""
+    service = Service(tmp_path, {"a": llama})
+    services.append(service)
+    await service.start()
+
+    async def needs(wanted: dict[str, int]) -> None:
+        async with asyncio.timeout(20):
+            while True:
+                if {one.model: one.need_mib for one in (await service.status()).models} == wanted:
+                    return
+                await asyncio.sleep(0.02)
+
+    await needs({"a": 11_162})
+    document = yaml.safe_load(service.config.read_text())
+    document["models"] = {"a": {**llama, "max_model_len": 4096}, "b": llama}
+    service.config.write_text(yaml.safe_dump(document))
+    assert service.process is not None
+    service.process.send_signal(signal.SIGHUP)
+    await needs({"a": 10_599, "b": 11_162})  # half of the KV cache: 563 MiB less
 
 
 async def test_what_cant_be_estimated_is_said_and_gets_a_whole_card(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tidegate_lifecycle.budget import Card, Intent, Ledger
 from tidegate_lifecycle.instance import Instance, InstanceState
@@ -12,8 +13,7 @@ from tidegate_lifecycle.needs import Need, Source
 from tidegate_lifecycle.victims import Candidate, Cost, Victims, order
 
 
-@dataclass(frozen=True)
-class Spot:
+class Spot(NamedTuple):
     """One card with what must leave it."""
 
     card: Card
@@ -109,6 +109,31 @@ class _Standing:
         """MiB once all have gone that can ever be made to go."""
 
 
+@dataclass(frozen=True)
+class _Sites:
+    """The cards of a group on which something may be placed."""
+
+    count: int
+    unknown: bool
+    """The need isn't known: it gets whole cards."""
+    cards: tuple[tuple[Card, int], ...]
+    """Each with MiB that the model needs there."""
+
+    @classmethod
+    def of(cls, need: Need, group: Group) -> _Sites:
+        """Equal cards may differ in what others use of them."""
+        steady, mib = need.steady(group.count), need.on(group.cards[0], group.count)
+        return cls(
+            group.count,
+            need.source(group.cards[0], group.count) is Source.UNKNOWN,
+            tuple(
+                (card, mib if steady else need.on(card, group.count))
+                for card in group.cards
+                if not card.closed
+            ),
+        )
+
+
 class Places:
     """Looks for places in one plan's ledger."""
 
@@ -117,6 +142,7 @@ class Places:
         self._alike = alike(ledger.cards.values())
         self._standing = {card: _Standing(card, ledger, victims) for card in ledger.cards}
         self._groups: dict[str, list[Group]] = {}
+        self._sites: dict[str, list[_Sites]] = {}
 
     def groups(self, need: Need) -> list[Group]:
         """As the function `groups`, of all cards."""
@@ -129,21 +155,21 @@ class Places:
         """Best fit: cards with room now, those at rest before gated ones, then where the least stays free."""
         own, there = need.model in self.ledger.intents, self._there()
         options = []
-        for group in self.groups(need):
+        for sites in self._of(need):
             fits = []
-            for card, mib in _sites(need, group):
+            for card, mib in sites.cards:
                 free = self.ledger.free(card.id, need.model) if own else there[card.id].free
                 if free >= mib:
                     fits.append(Spot(card, mib, free - mib))
-            options.append((group.count, fits))
+            options.append((sites.count, fits))
         return _cheapest(options, lambda spot: (there[spot.card.id].gated, spot.left, spot.card.id))
 
     def conceivable(self, need: Need) -> bool:
         """There would be room if all went that can ever be made to go. It has no intent."""
         there = self._there()
         return any(
-            sum(there[card.id].movable >= mib for card, mib in _sites(need, group)) >= group.count
-            for group in self.groups(need)
+            sum(there[card.id].movable >= mib for card, mib in sites.cards) >= sites.count
+            for sites in self._of(need)
         )
 
     def made(self, need: Need, since: float | None) -> Chosen | None:
@@ -155,28 +181,24 @@ class Places:
            next loads would cost in all; then fewer victims; then the card on which less stays free.
         """
         for busy in (False, True) if since is not None else (False,):
-            options = [
-                (group.count, self._spots(need, group, since if busy else None))
-                for group in self.groups(need)
-            ]
+            options = [(sites.count, self._spots(sites, since if busy else None)) for sites in self._of(need)]
             if (chosen := _cheapest(options, _harm)) is not None:
                 return self._none_in_vain(chosen)
         return None
 
-    def _spots(self, need: Need, group: Group, since: float | None) -> list[Spot]:
+    def _spots(self, sites: _Sites, since: float | None) -> list[Spot]:
         """Its cards with room to be made; by idle ones alone when `since` is None.
 
         For a whole card, for want of a number, busy ones aren't told to go: it waits until they are idle.
         """
         found, there = [], self._there()
-        for card, mib in _sites(need, group):
+        for card, mib in sites.cards:
             at = there[card.id]
             if (at.unused_room if since is None else at.movable) < mib:
                 continue
             ranked = at.unused
             if since is not None and at.unused_room < mib:
-                unknown = need.source(card, group.count) is Source.UNKNOWN
-                ranked = [*ranked, *self.victims.used(at.used, None if unknown else since)]
+                ranked = [*ranked, *self.victims.used(at.used, None if sites.unknown else since)]
             victims = _fewest(ranked, mib - at.room)
             if victims is not None:
                 found.append(Spot(card, mib, at.room - mib + _freed(victims), victims))
@@ -210,20 +232,18 @@ class Places:
             )
         )
 
+    def _of(self, need: Need) -> list[_Sites]:
+        found = self._sites.get(need.model)
+        if found is None:
+            found = self._sites[need.model] = [_Sites.of(need, group) for group in self.groups(need)]
+        return found
+
     def _there(self) -> Mapping[str, _Standing]:
         """By card, as it is now."""
         for card in self.ledger.touched:
             self._standing[card] = _Standing(card, self.ledger, self.victims)
         self.ledger.touched.clear()
         return self._standing
-
-
-def _sites(need: Need, group: Group) -> Iterator[tuple[Card, int]]:
-    """Every open card of the group, and MiB that it needs there."""
-    steady, mib = need.steady(group.count), need.on(group.cards[0], group.count)
-    for card in group.cards:
-        if not card.closed:
-            yield card, mib if steady else need.on(card, group.count)
 
 
 def _fewest(ranked: Sequence[Candidate], lacking: int) -> tuple[Candidate, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tidegate_lifecycle.instance import Instance, InstanceState
 from tidegate_lifecycle.world import Demand, World
@@ -25,8 +25,7 @@ Detail = tuple[float, float, float, str]
 """Its model's arrivals a second × reload, seconds of a reload, last use, id: the lower goes first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An instance that could go."""
 
     item: Instance

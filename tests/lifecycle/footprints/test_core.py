@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -21,27 +21,45 @@ VLLM = Model("m", engine="vllm", source="org/m", max_model_len=4096, max_num_seq
 H200 = "NVIDIA H200"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"engine": "llamacpp"},
-        {"image": "vllm/vllm-openai:v0.20"},
-        {"executable": "/opt/vllm"},
-        {"source": "org/other"},
-        {"extra_args": ("--enforce-eager",)},
-        {"env": {"VLLM_ATTENTION_BACKEND": "FLASHINFER"}},
-        {"max_model_len": 8192},
-        {"max_num_seqs": 9},
-        {"kv_reservation_seqs": 2},
-        {"dtype": "float16"},
-        {"quantization": "fp8"},
-        {"vram_mib": 20_000},
-        {"vram_share": 0.5},
-    ],
-)
-def test_what_shapes_memory_is_in_the_signature(change: dict[str, Any]) -> None:
+SHAPING: dict[str, Any] = {
+    "engine": "llamacpp",
+    "command": ("x",),
+    "image": "vllm/vllm-openai:v0.20",
+    "executable": "/opt/vllm",
+    "source": "org/other",
+    "extra_args": ("--enforce-eager",),
+    "env": {"VLLM_ATTENTION_BACKEND": "FLASHINFER"},
+    "max_model_len": 8192,
+    "max_num_seqs": 9,
+    "kv_reservation_seqs": 2,
+    "kv_cache_dtype": "fp8",
+    "dtype": "float16",
+    "quantization": "fp8",
+    "vram_mib": 20_000,
+    "vram_share": 0.5,
+}
+OTHERS = """
+  name aliases upstream_model request_defaults pool max_concurrent max_queue idle_timeout always_on instances
+  start_timeout health_path tokenizer volumes urls tensor_parallel_size
+"""
+"""What takes no memory; of the cards, their kind and number count, wherever they are."""
+
+
+def test_every_setting_of_a_model_is_considered() -> None:
+    """A new one either shapes memory, and is in the signature, or it doesn't."""
+    assert {field.name for field in fields(Model)} == {*SHAPING, *OTHERS.split()}
+
+
+@pytest.mark.parametrize("name", SHAPING)
+def test_what_shapes_memory_is_in_the_signature(name: str) -> None:
     """Each of them makes another footprint."""
-    assert signature(replace(VLLM, **change), H200, 1) != signature(VLLM, H200, 1)
+    assert signature(replace(VLLM, **{name: SHAPING[name]}), H200, 1) != signature(VLLM, H200, 1)
+
+
+def test_sequences_that_vllm_is_told_are_in_the_signature() -> None:
+    """Without a number of its own they follow the requests that it may have at once."""
+    free = replace(VLLM, max_num_seqs=None)
+    assert signature(replace(free, max_concurrent=5000), H200, 1) != signature(free, H200, 1)
 
 
 def test_what_takes_no_memory_is_not() -> None:

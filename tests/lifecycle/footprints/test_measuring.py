@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,8 +14,9 @@ from typing import Any
 import pytest
 from grpc import StatusCode, aio
 
-from tests.lifecycle.footprints.conftest import KIND, Cards
+from tests.lifecycle.footprints.conftest import KIND, QUICK, Cards
 from tests.lifecycle.harness import Admission, Service, alive, end, model
+from tests.support.gateway import BIN
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 
 
@@ -229,3 +233,54 @@ async def test_what_cannot_be_measured_is_said(tmp_path: Path, cards: Cards) -> 
         with pytest.raises(aio.AioRpcError, match="the memory of gpu0 is declared"):
             await stub.MeasureFootprint(pb.MeasureFootprintRequest(model="a"), timeout=5)
         assert await footprints(stub) == []
+
+
+async def test_a_changed_model_is_measured_anew(tmp_path: Path, cards: Cards) -> None:
+    """What was measured under the old configuration is kept and not used for the new one."""
+    service = cards.service(tmp_path, {"a": cards.model(2000)})
+    async with running(service) as stub:
+        await load(stub, "a")
+        await event(stub, "footprint", "a")
+        cards.service(tmp_path, {"a": cards.model(2600)})
+        assert service.process is not None
+        service.process.send_signal(signal.SIGHUP)
+        await event(stub, "gone", "a")
+        await load(stub, "a", 2)
+        assert (await event(stub, "footprint", "a", 2)).message.startswith("2600 MiB")
+        found = {one.mib_per_device: one.current for one in await footprints(stub)}
+        assert found == {2000: False, 2600: True}
+        assert (await service.status()).models[0].need_mib == 2856
+
+
+async def test_a_vllm_that_fills_its_card_is_packed_by_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes all of the card it was given; by its log most of that is KV cache that nobody asked for. Its
+    next start gets what it needs, and takes that."""
+    ledger = tmp_path / "ledger.json"
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tidegate_simulator.nvidia_smi "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("TIDEGATE_SIMULATOR_LEDGER", str(ledger))
+    monkeypatch.setenv("TIDEGATE_SIMULATOR_DEVICES", "24576")
+    entry = {
+        "engine": "vllm",
+        "source": "/nowhere/model",
+        "executable": str(BIN / "tidegate-simulator"),
+        "max_model_len": 16384,
+        "extra_args": ["--weights", "3GiB", "--ledger", str(ledger)],
+    }
+    service = Service(tmp_path, {"v": entry}, devices=[{"id": "0"}], footprints=QUICK)
+    async with running(service) as stub:
+        await load(stub, "v")
+        taken = (await service.status()).instances[0].reserved_mib
+        assert taken > 22_000
+        await event(stub, "footprint", "v")
+        (found,) = await footprints(stub)
+        assert 3072 < found.mib_per_device < taken / 2
+        assert found.mib_per_device < found.reserve_mib < taken / 2
+        assert (await service.status()).instances[0].reserved_mib == taken  # it has it all, and keeps it
+        await unload(stub, "v")
+        await load(stub, "v", 2)
+        assert (await service.status()).instances[0].reserved_mib == found.reserve_mib

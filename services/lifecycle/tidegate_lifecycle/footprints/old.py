@@ -82,7 +82,7 @@ def mismatch(old: Old, model: Model) -> str:
     if old.signature.get("mode") != "budget":  # 2
         mode = old.signature.get("mode")
         return f"it was measured in the mode {mode!r}: that is the share that it was given"
-    for theirs, ours in (("max_model_len", model.max_model_len), ("max_num_seqs", model.max_num_seqs)):
+    for theirs, ours in (("max_model_len", model.max_model_len), ("max_num_seqs", model.seqs_at_once)):
         if old.signature.get(theirs) != (ours or 0):
             was, now = old.signature.get(theirs), ours or "its own"
             return f"it was measured with {theirs} {was!r}, {model.name} has {now}"
