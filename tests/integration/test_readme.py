@@ -38,7 +38,7 @@ def demo(tmp_path: Path) -> Iterator[str]:
             cwd=ROOT, env=environ, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
-        wait_for(lambda: "ready on" in (tmp_path / "log").read_text(), "the demo is ready")
+        wait_for(lambda: "ready on" in (tmp_path / "log").read_text(), "the demo is ready", 60)
         yield listen
     finally:
         process.send_signal(signal.SIGINT)
