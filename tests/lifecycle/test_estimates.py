@@ -50,6 +50,13 @@ def llama(tmp_path: Path) -> dict[str, Any]:
     return {"engine": "llamacpp", "source": "./m.gguf", "executable": str(program)}
 
 
+def fails_once(llama: dict[str, Any], tried: Path) -> None:
+    """Its first server runs out of memory."""
+    program = Path(llama["executable"])
+    once = f"#!/bin/sh\nif mkdir {tried}; then echo 'CUDA out of memory' >&2; exit 1; fi\n"
+    program.write_text(program.read_text().replace("#!/bin/sh\n", once))
+
+
 @pytest.fixture
 async def services() -> AsyncIterator[list[Service]]:
     """Those that a test started; at the end they and their servers are gone."""
@@ -111,6 +118,24 @@ async def test_a_changed_model_is_estimated_anew(
     assert service.process is not None
     service.process.send_signal(signal.SIGHUP)
     await needs({"a": 10_599, "b": 11_162})  # half of the KV cache: 563 MiB less
+
+
+async def test_an_estimate_that_was_too_low_is_raised(
+    tmp_path: Path, llama: dict[str, Any], services: list[Service]
+) -> None:
+    """A server that runs out of memory with 10.9 GiB fails, says so, and is next given a quarter more."""
+    fails_once(llama, tmp_path / "tried")
+    service = Service(tmp_path, {"a": llama})
+    services.append(service)
+    await service.start()
+    async with Admission(service).connected() as admission:
+        admission.say(a=1)
+        failed = await admission.until(lambda: (told := admission.models.get("a")) and told.reason and told)
+        assert "out of device memory" in failed.message
+        await admission.until(lambda: admission.instance("a"))
+    (running,) = (await service.status()).instances
+    assert running.reserved_mib == 13_953
+    assert "raised by a quarter once: a start ran out of memory" in await explained(service, "a")
 
 
 async def test_what_cant_be_estimated_is_said_and_gets_a_whole_card(

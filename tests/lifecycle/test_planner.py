@@ -436,3 +436,14 @@ def test_a_smaller_card_gives_all_of_its_budget_when_the_least_fits() -> None:
     assert plan(world(model("m", None), **keys), NOW).actions == (Start("m", ("gpu0",), 24 * GIB),)
     small = plan(world(model("m", None), cards=(card(gib=19),), **keys), NOW)
     assert small.waits["m"].reason is WaitReason.NEVER_FITS
+
+
+def test_an_estimate_is_raised_three_times_at_most() -> None:
+    """Each time by a quarter, said in words once."""
+    estimate, seen = Estimate({1: 100}, {1: 80}, "8 GiB weights"), []
+    for _ in range(5):
+        estimate = estimate.after_too_little()
+        seen.append((estimate.mib[1], estimate.least[1]))
+    assert seen == [(125, 100), (157, 125), (197, 157), (197, 157), (197, 157)]
+    assert estimate.why == "8 GiB weights; raised by a quarter 3 times: a start ran out of memory"
+    assert Estimate(why="unknown").after_too_little() == Estimate(why="unknown")

@@ -35,7 +35,7 @@ from tidegate_lifecycle.inventory import Events as Happened
 from tidegate_lifecycle.inventory import Inventory, names
 from tidegate_lifecycle.keeper import ExternalKeeper, Keeper, Tools
 from tidegate_lifecycle.link import Link
-from tidegate_lifecycle.needs import Estimate, Need, need_of
+from tidegate_lifecycle.needs import Estimate, Need, Source, need_of
 from tidegate_lifecycle.planner import plan
 from tidegate_lifecycle.runtimes.base import StartSpec
 from tidegate_lifecycle.start_deadline import start_deadline
@@ -147,6 +147,13 @@ class Fleet:
         """What one server of it needs, by all that is known."""
         known = self.estimates.get(model.name), self.footprints.needs().get(model.name)
         return need_of(model, *known, model.name in self.estimating)
+
+    def too_little(self, instance: Instance) -> None:
+        """Its server ran out of the memory that was reserved: if that was an estimate, it was too low."""
+        model, count = self.catalog.models[instance.model], len(instance.devices)
+        need, on = self.need(model), [card for card in self.cards() if card.id in instance.devices]
+        if any(need.source(card, count) is Source.ESTIMATED for card in on):
+            self.estimates[model.name] = self.estimates[model.name].after_too_little()
 
     def cards(self) -> tuple[Card, ...]:
         """The devices as the planner sees them."""

@@ -10,6 +10,10 @@ from typing import Protocol
 
 from tidegate_lifecycle.catalog import Model
 
+RAISE, RAISES = 1.25, 3
+"""What an estimate is multiplied by when it was too low, and how often."""
+_RAISED = "; raised by a quarter "
+
 
 class Source(enum.Enum):
     """Where a need is from; the first one that there is counts. The values are the contract's words."""
@@ -35,6 +39,19 @@ class Estimate:
     beside others' use."""
     why: str = ""
     """How the numbers come about, or why there are none; for people."""
+    raised: int = 0
+    """So many starts ran out of the memory that it gave them."""
+
+    def after_too_little(self) -> Estimate:
+        """A quarter more, after a start that ran out of memory; three times at most, which is about twice as
+        much. Beyond that the number isn't what is wrong."""
+        if self.raised == RAISES or not self.mib:
+            return self
+        times = "once" if self.raised == 0 else f"{self.raised + 1} times"
+        why = f"{self.why.split(_RAISED)[0]}{_RAISED}{times}: a start ran out of memory"
+        mib = {count: math.ceil(mib * RAISE) for count, mib in self.mib.items()}
+        least = {count: math.ceil(mib * RAISE) for count, mib in self.least.items()}
+        return Estimate(mib, least, why, self.raised + 1)
 
 
 class Card(Protocol):

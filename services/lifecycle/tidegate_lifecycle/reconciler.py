@@ -160,6 +160,8 @@ class Reconciler:
             self.fleet.count(instance.model, "failed_loads")
             self.fleet.ordered.discard(instance.model)
             self.fleet.circuits.failed(instance.model, message.text, now, message.kind == "deadline")
+            if message.kind == "memory":
+                self.fleet.too_little(instance)
 
     def _fetching(self, message: m.Fetching, now: float) -> None:
         event = self.fleet.fetches.take(message.instance_id, message.progress, now)
