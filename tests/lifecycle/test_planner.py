@@ -447,3 +447,12 @@ def test_an_estimate_is_raised_three_times_at_most() -> None:
     assert seen == [(125, 100), (157, 125), (197, 157), (197, 157), (197, 157)]
     assert estimate.why == "8 GiB weights; raised by a quarter 3 times: a start ran out of memory"
     assert Estimate(why="unknown").after_too_little() == Estimate(why="unknown")
+
+
+def test_no_server_is_spread_over_parts_of_cards() -> None:
+    """CUDA shows a process one MIG instance; the reason is said."""
+    parts = tuple(dataclasses.replace(card(f"0:{i}", 20), part=True) for i in range(2))
+    decided = plan(world(model("m", 10, tensor_parallel_size=2), cards=parts, demand={"m": waits()}), NOW)
+    assert decided.waits["m"].reason is WaitReason.NEVER_FITS
+    assert "parts of cards, of which a server can have one alone" in decided.waits["m"].text
+    assert plan(world(model("m", 10), cards=parts, demand={"m": waits()}), NOW).actions

@@ -27,6 +27,8 @@ class Card:
     """An operator has taken it back."""
     missing: bool = False
     """The driver doesn't show it any more."""
+    part: bool = False
+    """A part of a card (MIG): CUDA shows a process one of them, so that no server is spread over several."""
 
     @property
     def closed(self) -> str:

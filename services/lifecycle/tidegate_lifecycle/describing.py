@@ -41,6 +41,9 @@ class Words:
         counts = [count for count in need.counts if count <= len(cards)]
         if not counts:
             return f"needs {need.counts[0]} equal devices; the pool {need.pool} has {len(cards)}"
+        if counts[0] > 1 and all(card.part for card in cards):
+            parts = "are parts of cards, of which a server can have one alone"
+            return f"needs {counts[0]} equal devices; those of the pool {need.pool} {parts}"
         count = counts[-1]
         card = min(cards, key=lambda card: need.on(card, count))
         what = f"needs {gib(need.on(card, count))} GiB{_each(count)}{_source(need, card, count)}"

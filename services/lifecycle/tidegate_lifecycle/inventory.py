@@ -108,6 +108,7 @@ class Inventory:
             settling_mib=memory.settling,
             draining=device.key in self.taken,
             missing=device.missing,
+            part=device.visible_as.startswith("MIG-"),
         )
 
 

@@ -65,9 +65,10 @@ def groups(need: Need, cards: Iterable[Card]) -> list[Group]:
 
 def alike(cards: Iterable[Card]) -> dict[str, list[tuple[Card, ...]]]:
     """Equal cards together, by pool."""
-    found: dict[tuple[str, str, int, int], list[Card]] = {}
+    found: dict[tuple[str, str, bool, int, int], list[Card]] = {}
     for card in cards:
-        found.setdefault((card.pool, card.kind, card.total_mib, card.budget_mib), []).append(card)
+        key = card.pool, card.kind, card.part, card.total_mib, card.budget_mib
+        found.setdefault(key, []).append(card)
     pools: dict[str, list[tuple[Card, ...]]] = {}
     for (pool, *_), equal in found.items():
         pools.setdefault(pool, []).append(tuple(equal))
@@ -77,7 +78,8 @@ def alike(cards: Iterable[Card]) -> dict[str, list[tuple[Card, ...]]]:
 def _fitting(need: Need, pool: Iterable[tuple[Card, ...]]) -> list[Group]:
     found = []
     for equal in pool:
-        fits = (count for count in need.counts if count <= len(equal) and _fits(need, equal[0], count))
+        most = 1 if equal[0].part else len(equal)
+        fits = (count for count in need.counts if count <= most and _fits(need, equal[0], count))
         if (count := next(fits, None)) is not None:
             found.append(Group(equal, count))
     return found
