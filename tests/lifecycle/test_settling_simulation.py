@@ -37,7 +37,10 @@ class Settling(Simulation):
             self.late += [(card, before[name].reserved_mib, at) for card in before[name].devices]
 
     def _world(self) -> World:
-        cards = (dataclasses.replace(card, settling_mib=self.settling(card.id)) for card in self.cards)
+        cards = (
+            dataclasses.replace(card, settling_mib=self.settling(card.id), settles=LATEST)
+            for card in self.cards
+        )
         return dataclasses.replace(super()._world(), cards=tuple(cards))
 
     def _start(self, action: Start) -> None:
@@ -63,7 +66,7 @@ def test_everything_wanted_gets_its_turn() -> None:
     models = {name: Model(name, vram_mib=15) for name in names}
     cards = (Card("gpu0", "default", 24, 24),)
     one = late(make(1, False, 0.0))
-    simulation = Settling(one.random, models, cards, dict.fromkeys(names, 0.3), slots=1000)
+    simulation = Settling(one.random, models, cards, dict.fromkeys(names, 0.3), slots=1000, strict=True)
     simulation.run(1800)
     turn = POLICY.max_swap_wait + POLICY.drain_timeout + STOP_TIME + LATEST + LOAD
     assert 0 < simulation.longest_wait <= len(names) * turn + LOAD

@@ -25,7 +25,7 @@ def bound(
 
     It is the sum of: the longest of the bounds `ahead` of it on its cards; the time until its victims are
     told, at `begins`; a start in progress there, or ordered by this plan (`starts`); the drain and the stop
-    of its victims and of those that leave there anyway, or memory that settles; its load.
+    of its victims and of those that leave there anyway; until their memory is shown free; its load.
     """
     load, now = world.load_times.get(intent.model), victims.now
     if load is None or math.isinf(begins):
@@ -37,12 +37,13 @@ def bound(
     going = [item for item in world.instances if item.id in intent.victims]
     going += [item for item in there if item.state in _LEAVING and item.id not in intent.victims]
     drains = [_drain_left(victims, item) for item in going]
-    settling = any(card.settling_mib for card in world.cards if card.id in cards)
+    on = [card for card in world.cards if card.id in cards]
+    settle = max((card.settles for card in on if going or card.settling_mib), default=0.0)
     before, loading, drain = _longest(ahead), _longest(starting), _longest(drains)
     if before is None or loading is None or drain is None:
         return None
     wait = max(0.0, begins - now) + loading + drain
-    return before + wait + (STOP_TIME if going or settling else 0.0) + load
+    return before + wait + (STOP_TIME if going else 0.0) + settle + load
 
 
 def _drain_left(victims: Victims, victim: Instance) -> float | None:

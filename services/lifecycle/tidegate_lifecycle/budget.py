@@ -23,6 +23,8 @@ class Card:
     """The product's name: footprints hold for one kind; empty = declared."""
     settling_mib: int = 0
     """Of servers that have gone, and not shown as free by the driver yet: not free, but about to be."""
+    settles: float = 0.0
+    """Seconds in which that must be shown free; 0 = nobody can be asked: it is taken as free at once."""
     draining: bool = False
     """An operator has taken it back."""
     missing: bool = False

@@ -106,6 +106,7 @@ class Inventory:
             memory.foreign,
             device.name,
             settling_mib=memory.settling,
+            settles=0.0 if device.used_mib is None else SETTLE,
             draining=device.key in self.taken,
             missing=device.missing,
             part=device.visible_as.startswith("MIG-"),

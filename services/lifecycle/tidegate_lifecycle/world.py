@@ -13,7 +13,7 @@ from tidegate_lifecycle.instance import DrainCause, Instance
 from tidegate_lifecycle.needs import Need, need_of
 
 STOP_TIME = 10.0
-"""Seconds that a stop takes at most, until its memory is shown free, for the bounds of turns."""
+"""Seconds that a stop takes at most, for the bounds of turns."""
 SCALE_OUT_WAIT = 1.0
 """Seconds that tickets wait for the instances there are before one more is started."""
 
