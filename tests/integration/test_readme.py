@@ -63,7 +63,7 @@ def test_the_examples_of_the_readme(demo: str) -> None:
 def test_the_commands_of_the_readme(demo: str) -> None:
     """Each command for operators is carried out on the demo; those that go on begin to."""
     lines = [line.partition("  #")[0] for line in _block("sh", "tidegate models").splitlines()]
-    assert len(lines) == 10
+    assert len(lines) == 12
     for line in lines:
         words = line.replace("tidegate.yaml", "deploy/demo.yaml").replace("MODEL", "small").split()[1:]
         goes_on = bool({"-f", "--watch"} & set(words))
