@@ -108,10 +108,10 @@ def prepare_of(loaded: Loaded) -> Prepare:
     return prepare.nothing if loaded.hub_cache is None else Preparer(cache_of(loaded), HUB_FOLDER).prepare
 
 
-async def smi_of(loaded: Loaded, runtime: Runtime) -> Smi:
+def smi_of(loaded: Loaded, runtime: Runtime) -> Smi:
     """What reads the cards: nvidia-smi on this machine, or without it, where containers run, in one."""
     local = os.environ.get("DOCKER_HOST", "unix://").startswith("unix://")
-    if not isinstance(runtime, DockerRuntime) or (local and await asyncio.to_thread(shutil.which, PROGRAM)):
+    if not isinstance(runtime, DockerRuntime) or (local and shutil.which(PROGRAM)):
         return HostSmi()
     return runtime.smi(loaded.lifecycle.docker.smi_image)
 
@@ -130,7 +130,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event, hangup: asyncio.Event) -> N
         await runtime.open()
         stack.push_async_callback(runtime.close)
         stack.push_async_callback(probe.close)
-        smi = await smi_of(loaded, runtime)
+        smi = await asyncio.to_thread(smi_of, loaded, runtime)
         devices = Devices(loaded.devices, smi)
         stack.push_async_callback(devices.close)
         readings = await devices.open() if loaded.needs_devices else []
