@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody is there; some tests have a hub of their own
     if config.getoption("--slow"):
         os.environ[SLOW] = "1"
     if config.getoption("--callbacks") and callbacks.FOLDER not in os.environ:  # the workers inherit it
