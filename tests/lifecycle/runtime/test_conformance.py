@@ -235,6 +235,7 @@ async def test_the_next_process_adopts_what_runs(kind: ProcessKind, runtime: Run
     other = await before.start(kind.spec(SLEEP, model="n"))
     await before.mark_ready(started)
     assert started.was_ready
+    await says(before, "n", "up")
     await before.close()
     servers = {server.model: server for server in await runtime.list()}
     assert set(servers) == {"m", "n"}
