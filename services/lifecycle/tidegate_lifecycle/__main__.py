@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -18,7 +19,7 @@ from tidegate_chassis.rpc import Server
 from tidegate_lifecycle import metrics
 from tidegate_lifecycle.adoption import judge
 from tidegate_lifecycle.configfile import ConfigFile
-from tidegate_lifecycle.devices import Devices, HostSmi, Smi
+from tidegate_lifecycle.devices import Device, Devices, HostSmi, Smi
 from tidegate_lifecycle.devices.smi import PROGRAM
 from tidegate_lifecycle.devices.watch import DeviceWatch
 from tidegate_lifecycle.estimating import Estimator
@@ -119,10 +120,10 @@ def smi_of(loaded: Loaded, runtime: Runtime) -> Smi:
 async def serve(loaded: Loaded, stop: asyncio.Event, hangup: asyncio.Event) -> None:
     """The service, from its first look at the machine to the last model server's end. `hangup` is set when
     the configuration is to be read again at once."""
-    settings, folder = loaded.lifecycle, loaded.data_dir
+    settings = loaded.lifecycle
     log.info("settings in effect", **effective(settings), models=sorted(loaded.catalog.models))
     async with contextlib.AsyncExitStack() as stack:
-        store = Store(folder)
+        store = Store(loaded.data_dir)
         stack.push_async_callback(store.close)
         await store.lock()
         boot = await store.open()
@@ -134,21 +135,8 @@ async def serve(loaded: Loaded, stop: asyncio.Event, hangup: asyncio.Event) -> N
         devices = Devices(loaded.devices, smi)
         stack.push_async_callback(devices.close)
         readings = await devices.open() if loaded.needs_devices else []
-        fleet = Fleet(
-            loaded.catalog,
-            policy(settings),
-            loaded.folder,
-            boot,
-            Link(boot, await store.roster(), await store.no_admission()),
-            store,
-            readings,
-            await store.load_times(),
-            await store.taken(),
-        )
-        kept = FootprintStore(folder)
-        stack.push_async_callback(kept.close)
         meter = Meter(devices, smi, runtime, settings.footprints) if readings else None
-        fleet.footprints.open(kept, meter, await kept.load())
+        fleet = await _fleet(stack, loaded, store, boot, readings, meter)
         reconciler = Reconciler(fleet)
         files = ModelFiles(cache_of(loaded), loaded.folder)
         reconciler.estimator = Estimator(files.shape, reconciler.post)
@@ -180,6 +168,32 @@ async def serve(loaded: Loaded, stop: asyncio.Event, hangup: asyncio.Event) -> N
                 async with asyncio.timeout(STOP):
                     await _first(asyncio.ensure_future(reconciler.finished.wait()), work)
         log.info("stopped", model_servers_left=len(fleet.instances))
+
+
+async def _fleet(
+    stack: contextlib.AsyncExitStack,
+    loaded: Loaded,
+    store: Store,
+    boot: int,
+    readings: Sequence[Device],
+    meter: Meter | None,
+) -> Fleet:
+    """The fleet by what is remembered of earlier boots."""
+    fleet = Fleet(
+        loaded.catalog,
+        policy(loaded.lifecycle),
+        loaded.folder,
+        boot,
+        Link(boot, await store.roster(), await store.no_admission()),
+        store,
+        readings,
+        await store.load_times(),
+        await store.taken(),
+    )
+    kept = FootprintStore(loaded.data_dir)
+    stack.push_async_callback(kept.close)
+    fleet.footprints.open(kept, meter, await kept.load())
+    return fleet
 
 
 async def _first(event: asyncio.Future[Any], *others: asyncio.Future[Any]) -> None:
