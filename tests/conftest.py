@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -25,6 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background: what is started
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # by tests would inherit it
     os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody is there; some tests have a hub of their own
     if config.getoption("--slow"):
         os.environ[SLOW] = "1"
