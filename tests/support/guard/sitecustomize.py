@@ -6,6 +6,8 @@ from pathlib import Path
 
 _GUARDED = ("tidegate_edge", "tidegate_admission", "tidegate_lifecycle")
 
+sys.modules["rich"] = None  # type: ignore[assignment]  # there by the linter's leave alone, and slow to import
+
 for _service in (name for name in _GUARDED if name in sys.orig_argv):
     import callbacks  # type: ignore[import-not-found]  # this folder is on the path here
     from blockbuster import BlockBuster
