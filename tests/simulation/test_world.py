@@ -37,7 +37,7 @@ HABITS = (
     Habit("bulk", Band.LOW, 1.0),
     Habit("other", Band.NORMAL, 0.3, (0.05, 0.5)),
 )
-SEEDS = range(6)
+SEEDS = range(4)
 SLOW_SEEDS = range(100, 160)
 FAIR_SEEDS = range(2)
 DRAINED = 900.0
