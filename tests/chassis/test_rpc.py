@@ -33,8 +33,7 @@ class Servicer(admission_pb2_grpc.AdmissionServiceServicer):
         raise RuntimeError("a secret path /home/x")
 
     async def Session(self, request: Any, context: Any) -> AsyncIterator[pb.SessionResponse]:
-        raise NotImplementedError
-        yield
+        yield pb.SessionResponse()
 
     async def Acquire(self, request: Any, context: Any) -> Any: ...
 

@@ -15,26 +15,13 @@ import grpc
 import yaml
 
 from tests.support.gateway import GUARD
+from tests.support.until import until
 from tidegate.admission.v1 import admission_pb2 as ad
 from tidegate.admission.v1 import admission_pb2_grpc
 from tidegate.lifecycle.v1 import lifecycle_pb2 as lc
 from tidegate.lifecycle.v1 import lifecycle_pb2_grpc
 
 QUEUE = ad.QueueState(waiting=1, active=2, max_concurrent=3, max_queue=4)
-
-
-async def until(condition: Callable[[], Any], what: str, seconds: float = 10.0) -> Any:
-    """Polls until `condition` (or what it awaits) holds; fails with `what` after the deadline."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    while True:
-        value = condition()
-        if asyncio.iscoroutine(value):
-            value = await value
-        if value:
-            return value
-        assert loop.time() < end, f"not within {seconds} s: {what}"
-        await asyncio.sleep(0.005)
 
 
 class Admission(admission_pb2_grpc.AdmissionServiceServicer):

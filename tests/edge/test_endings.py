@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.edge.conftest import CHAT, Make
-from tests.edge.fakes import Connection, EdgeProcess, echo, until
+from tests.edge.fakes import Connection, EdgeProcess, echo
+from tests.support.until import until
 from tidegate.admission.v1 import admission_pb2 as ad
 
 STREAM = b'{"model":"small","stream":true}'

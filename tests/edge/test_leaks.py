@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.edge.conftest import CHAT
-from tests.edge.fakes import Admission, Connection, ModelServer, Script, control, echo, until
+from tests.edge.fakes import Admission, Connection, ModelServer, Script, control, echo
+from tests.support.until import until
 from tidegate.admission.v1 import admission_pb2 as ad
 from tidegate_edge.answer import Cut
 from tidegate_edge.app import App

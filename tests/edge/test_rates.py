@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.edge.conftest import CHAT, Make
-from tests.edge.fakes import QUEUE, Answer, Connection, ask, echo, until
+from tests.edge.fakes import QUEUE, Answer, Connection, ask, echo
+from tests.support.until import until
 from tidegate.admission.v1 import admission_pb2 as ad
 from tidegate_edge.envelope import in_stream, refusal
 from tidegate_edge.head import rate_fields

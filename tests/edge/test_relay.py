@@ -8,7 +8,8 @@ import json
 import pytest
 
 from tests.edge.conftest import CHAT, Make
-from tests.edge.fakes import Connection, ask, echo, until
+from tests.edge.fakes import Connection, ask, echo
+from tests.support.until import until
 from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate_edge.due import Due
 from tidegate_edge.envelope import Failure

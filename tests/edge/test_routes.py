@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tests.edge.conftest import CHAT, Make
-from tests.edge.fakes import Client, ask, echo, until
+from tests.edge.fakes import Client, ask, echo
+from tests.support.until import until
 from tidegate_edge.app import RELAYED
 
 NEVER = (

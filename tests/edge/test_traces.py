@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.edge.conftest import CHAT, Make
-from tests.edge.fakes import Connection, ask, echo, until
+from tests.edge.fakes import Connection, ask, echo
 from tests.support.collector import Collector, Received
+from tests.support.until import until
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

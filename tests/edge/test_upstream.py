@@ -10,7 +10,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from tests.edge.fakes import Connection, ModelServer, Script, echo, until
+from tests.edge.fakes import Connection, ModelServer, Script, echo
+from tests.support.until import until
 from tidegate_edge import connection as wire
 from tidegate_edge import upstream as pool
 from tidegate_edge.upstream import Broken, ConnectFailed, Reply, Upstream

@@ -16,18 +16,10 @@ import yaml
 
 from tests.lifecycle.estimate import published as p
 from tests.lifecycle.harness import SERVER, Admission, Service
-from tests.support.gguf import header
+from tests.support.gguf import LLAMA, header
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 
 GIB = 2**30
-LLAMA = {
-    "general.architecture": "llama",
-    "llama.block_count": 32,
-    "llama.context_length": 8192,
-    "llama.embedding_length": 4096,
-    "llama.attention.head_count": 32,
-    "llama.attention.head_count_kv": 8,
-}
 
 
 def sparse(file: Path, content: bytes, size: int) -> None:

@@ -6,6 +6,16 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+LLAMA = {
+    "general.architecture": "llama",
+    "llama.block_count": 32,
+    "llama.context_length": 8192,
+    "llama.embedding_length": 4096,
+    "llama.attention.head_count": 32,
+    "llama.attention.head_count_kv": 8,
+}
+"""The keys of Llama 3 8B that tell its shape."""
+
 
 def header(values: Mapping[str, Any], version: int = 3) -> bytes:
     """Magic, version, no tensors, and the key/values in their order."""

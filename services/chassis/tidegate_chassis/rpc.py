@@ -199,8 +199,6 @@ async def _translated(context: aio.ServicerContext[Any, Any], name: str) -> Asyn
         await context.abort_with_status(rpc_status.to_status(to_status(error)))
     except (aio.AbortError, grpc.RpcError, GeneratorExit):
         raise
-    except NotImplementedError:  # the generated base class: a method of a later version
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} has no function in this version")
     except Exception:
         log.exception("a call failed", method=name)
         await context.abort(grpc.StatusCode.INTERNAL, "an internal error; the service's log tells more")

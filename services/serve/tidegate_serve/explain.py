@@ -33,6 +33,6 @@ def placement_text(model: str, answer: pb.PlanPlacementResponse) -> str:
         lines.append(
             f"{model} waits: {answer.problem}" if steps else f"{model} can't be had: {answer.problem}"
         )
-    if answer.need:
+    if answer.need and answer.need not in answer.problem:
         lines.append(f"  {answer.need}")
     return "\n".join([*lines, *(f"  {device}" for device in answer.devices)])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.until import until
 from tidegate_lifecycle import estimating as module
 from tidegate_lifecycle.catalog import Catalog, Model
 from tidegate_lifecycle.estimate.shape import Cache, Shape, UnknownError
@@ -20,15 +21,6 @@ from tidegate_lifecycle.needs import Estimate
 
 SHAPE = Shape(2**30, (Cache(32, 8, 256),), native_length=8192)
 A, B = (Model(name, engine="vllm", source=f"org/{name}") for name in "ab")
-
-
-async def wait_for(condition: Callable[[], bool]) -> None:
-    """Until it holds."""
-    async with asyncio.timeout(20):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.005)
 
 
 class Desk:
@@ -54,7 +46,7 @@ class Desk:
         return self.estimator.consider(Catalog({model.name: model for model in models}))
 
     async def until(self, posted: int) -> None:
-        await wait_for(lambda: len(self.posted) >= posted)
+        await until(lambda: len(self.posted) >= posted, "the estimator has got there")
 
 
 @pytest.fixture
@@ -94,11 +86,11 @@ async def test_what_is_gone_or_changed_is_read_no_further(desk: Desk) -> None:
     """A reading of old settings ends, whatever it waits for."""
     desk.answers["a"] = desk.answers["b"] = forever
     desk.consider(A, B)
-    await wait_for(lambda: desk.at_once == 2)
+    await until(lambda: desk.at_once == 2, "the estimator has got there")
     del desk.answers["a"]
     assert desk.consider(dataclasses.replace(A, dtype="float16")) == {"a", "b"}
     await desk.until(1)
-    await wait_for(lambda: desk.at_once == 0)
+    await until(lambda: desk.at_once == 0, "the estimator has got there")
     assert [message.model.dtype for message in desk.posted] == ["float16"]
 
 
@@ -135,7 +127,7 @@ async def test_a_hub_that_is_away_is_asked_again(desk: Desk, monkeypatch: pytest
 
     desk.answers |= {"a": away, "b": strange}
     desk.consider(A, B)
-    await wait_for(lambda: any(message.estimate.mib for message in desk.posted))
+    await until(lambda: any(message.estimate.mib for message in desk.posted), "the estimator has got there")
     told = {message.model.name: message.estimate.why for message in desk.posted if not message.estimate.mib}
     assert told == {"a": "nobody answers; set vram", "b": "it is strange; set vram"}
     assert (desk.read.count("a"), desk.read.count("b")) == (3, 1)

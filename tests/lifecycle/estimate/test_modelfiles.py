@@ -13,7 +13,7 @@ import pytest
 
 from tests.lifecycle.estimate import published as p
 from tests.support import hub as support
-from tests.support.gguf import header
+from tests.support.gguf import LLAMA, header
 from tidegate_lifecycle import modelfiles as module
 from tidegate_lifecycle.catalog import Model
 from tidegate_lifecycle.estimate.shape import UnknownError
@@ -21,14 +21,6 @@ from tidegate_lifecycle.hub import client
 from tidegate_lifecycle.hub.cache import Cache
 from tidegate_lifecycle.modelfiles import LaterError, ModelFiles
 
-LLAMA = {
-    "general.architecture": "llama",
-    "llama.block_count": 32,
-    "llama.context_length": 8192,
-    "llama.embedding_length": 4096,
-    "llama.attention.head_count": 32,
-    "llama.attention.head_count_kv": 8,
-}
 GGUF = header({**LLAMA, "tokenizer.ggml.tokens": ["word"] * 1000})
 REPO = "org/model"
 

@@ -17,6 +17,7 @@ from grpc import StatusCode, aio
 from tests.lifecycle.footprints.conftest import KIND, QUICK, Cards
 from tests.lifecycle.harness import Admission, Service, alive, end, model
 from tests.support.gateway import BIN
+from tests.support.until import until
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 
 
@@ -157,8 +158,7 @@ async def test_thrown_away_when_the_server_goes(tmp_path: Path, cards: Cards) ->
     async with running(service) as stub:
         await load(stub, "a")
         (pid,) = (one.pid for one in (await service.status()).instances)
-        while cards.asked() < 2:  # noqa: ASYNC110 - a file announces nothing
-            await asyncio.sleep(0.02)
+        await until(lambda: cards.asked() >= 2, "samples are taken")
         end(pid)
         told = await event(stub, "footprint_discarded", "a")
         assert told.message == "the server doesn't run any more"
@@ -185,8 +185,7 @@ async def test_kill_9_while_it_is_measured(tmp_path: Path, cards: Cards) -> None
     await service.start()
     async with service.stub() as stub:
         await load(stub, "a")
-        while cards.asked() < 3:  # noqa: ASYNC110 - a file announces nothing
-            await asyncio.sleep(0.02)
+        await until(lambda: cards.asked() >= 3, "samples are taken")
         (pid,) = (one.pid for one in (await service.status()).instances)
     await service.kill()
     service = cards.service(tmp_path, {"a": cards.model(2000)})
@@ -204,8 +203,7 @@ async def test_a_driver_that_hangs_delays_nobody(tmp_path: Path, cards: Cards) -
     async with running(service) as stub:
         cards.say("hang")
         await load(stub, "a")
-        while cards.asked() < 1:  # noqa: ASYNC110 - a file announces nothing
-            await asyncio.sleep(0.02)
+        await until(lambda: cards.asked() >= 1, "samples are taken")
         async with asyncio.timeout(4):  # less than the program's deadline
             await stub.LoadModel(pb.LoadModelRequest(model="b"), timeout=2)
             await event(stub, "ready", "b")
