@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.edge.fakes import Admission, Connection, EdgeProcess, ModelServer, Seen, control
-from tests.edge.wire.raw import LAST, MARK, Reply, Talk, talk
+from tests.edge.wire.raw import LAST, MARK, Reply, Talk, Wire, talk
 from tests.support.figures import resident
 
 SETTINGS: dict[str, Any] = {"max_body": "1MiB", "write_timeout": "2s", "auth": "none"}
@@ -29,6 +29,14 @@ class Attacked:
     """Connections on which the model server has a request."""
     most: int = 0
     """How many of them at one time, at most."""
+
+    stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+
+    async def wire(self) -> Wire:
+        """A connection that is closed at the module's end at the latest."""
+        wire = await Wire.to(self.port)
+        self.stack.push_async_callback(wire.closed)
+        return wire
 
     @property
     def port(self) -> int:
@@ -126,7 +134,8 @@ async def attacked(folder: Any, **settings: Any) -> AsyncIterator[Attacked]:
         admission.address = server.url
         stack.push_async_callback(edge.kill)
         await edge.start()
-        yield one
+        async with one.stack:
+            yield one
         assert not [line for line in edge.lines() if "exception" in line]
         assert edge.process is not None
         assert edge.process.returncode is None, edge.log()[-2000:]

@@ -172,9 +172,11 @@ class Wire:
             talk.reset = True
         return talk
 
-    def leave(self) -> None:
-        """Closes."""
-        self.writer.close()
+    async def closed(self) -> None:
+        """Closes, and waits until that is done."""
+        self.writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
 
 
 async def talk(port: int, pieces: Iterable[bytes]) -> Talk:
@@ -186,4 +188,4 @@ async def talk(port: int, pieces: Iterable[bytes]) -> Talk:
     finally:
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-        wire.leave()
+        await wire.closed()

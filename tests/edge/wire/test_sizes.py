@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.edge.wire.attacked import GROWTH, Attacked, passed
-from tests.edge.wire.raw import BODY, CHAT, LAST, PATIENCE, Talk, Wire, chunked, post, talk
+from tests.edge.wire.raw import BODY, CHAT, LAST, PATIENCE, Talk, chunked, post, talk
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -55,11 +55,10 @@ def _pieces(head: bytes, count: int, piece: bytes) -> Iterator[bytes]:
 
 async def test_a_body_of_100_mb_is_refused_before_it_comes(edge: Attacked) -> None:
     """By its length: the answer doesn't wait for one byte of it."""
-    wire = await Wire.to(edge.port)
+    wire = await edge.wire()
     await wire.say(post(b"content-length: 100000000", length=False, body=b""))
     reply = await wire.answer()
     assert (reply.status, reply.error["code"], reply.header("connection")) == (413, "body_too_large", "close")
-    wire.leave()
 
 
 @pytest.mark.parametrize("coding", ["length", "chunks"])
@@ -158,7 +157,7 @@ async def test_no_model_name_gets_into_a_header_or_a_path(edge: Attacked, model:
 
 async def test_expect_is_obeyed_once(edge: Attacked) -> None:
     """100 comes before a body that will be read, 413 instead of it, 417 for another expectation."""
-    wire = await Wire.to(edge.port)
+    wire = await edge.wire()
     await wire.say(post(b"expect: 100-continue", b"content-length: 17", body=b"", length=False))
     line = await asyncio.wait_for(wire.reader.readuntil(b"\r\n\r\n"), PATIENCE)
     assert line.startswith(b"HTTP/1.1 100 ")
