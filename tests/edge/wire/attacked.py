@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.edge.fakes import Admission, Connection, EdgeProcess, ModelServer, Seen, control
+from tests.edge.wire.kernel import silent
 from tests.edge.wire.raw import LAST, MARK, Reply, Talk, Wire, talk
 from tests.support.figures import resident
 
-SETTINGS: dict[str, Any] = {"max_body": "1MiB", "write_timeout": "2s", "auth": "none"}
+SETTINGS: dict[str, Any] = {"max_body": "1MiB", "auth": "none"}
+FLOOD = b'"flood"'
+"""In a request's body: the answer is a stream without end."""
 GROWTH = 50.0
 """MiB by which attacks may make the edge grow."""
 
@@ -27,6 +31,8 @@ class Attacked:
     edge: EdgeProcess
     busy: set[int] = field(default_factory=set)
     """Connections on which the model server has a request."""
+    flooding: set[int] = field(default_factory=set)
+    """Connections with a stream without end."""
     most: int = 0
     """How many of them at one time, at most."""
 
@@ -37,6 +43,12 @@ class Attacked:
         wire = await Wire.to(self.port)
         self.stack.push_async_callback(wire.closed)
         return wire
+
+    def silent(self) -> socket.socket:
+        """A connection that nothing reads, closed at the module's end at the latest."""
+        sock = silent(self.port)
+        self.stack.callback(sock.close)
+        return sock
 
     @property
     def port(self) -> int:
@@ -58,7 +70,19 @@ class Attacked:
             self.most = max(self.most, len(self.busy))
             await asyncio.sleep(0)  # another one that were sent at the same time would be seen
             self.busy.discard(connection.number)
-            await connection.answer(seen.body or b"{}")
+            if FLOOD in seen.body:
+                await self._flood(connection)
+            else:
+                await connection.answer(seen.body or b"{}")
+
+    async def _flood(self, connection: Connection) -> None:
+        """A stream without end, as fast as it is taken."""
+        self.flooding.add(connection.number)
+        await connection.begin_events()
+        while not connection.writer.transport.is_closing():
+            await connection.chunk(b"data: " + b"x" * 65536 + b"\n\n")
+            await asyncio.sleep(0)
+        self.flooding.discard(connection.number)
 
     async def sees(self, data: bytes, cuts: Sequence[int] = ()) -> tuple[Talk, list[Seen]]:
         """What comes back for these bytes, cut at these places, and what the model server sees of them."""
