@@ -14,7 +14,7 @@ from tidegate_edge.answer import Answer
 from tidegate_edge.catalog import Model
 from tidegate_edge.downstream.exchange import Exchange
 from tidegate_edge.envelope import Failure
-from tidegate_edge.head import Headers, new_request_id, read_head
+from tidegate_edge.head import Headers, read_head, request_id
 from tidegate_edge.relay import Relay
 from tidegate_edge.shared import Edge
 from tidegate_edge.status import Status
@@ -93,7 +93,7 @@ class App:
             exchange.whole(status, [(b"content-type", kind), *own], body)
         except Failure as failure:
             self._edge.metrics.refused(failure.code)()
-            Answer(exchange, path).fail(failure, own or _request_id(exchange))
+            Answer(exchange, path).fail(failure, own or [(b"x-request-id", request_id(exchange.headers))])
 
     def _page(self, path: bytes) -> Page | None:
         page = self._pages.get(path)
@@ -167,10 +167,3 @@ def _entry(model: Model) -> dict[str, Any]:
         "state": model.state,
         "engine": model.engine,
     }
-
-
-def _request_id(exchange: Exchange) -> Headers:
-    try:
-        return [(b"x-request-id", read_head(exchange.headers).request_id)]
-    except Failure:
-        return [(b"x-request-id", new_request_id())]
