@@ -63,3 +63,29 @@ async def test_a_connection_whose_answer_is_on_its_way_can_be_the_idle_one() -> 
     other.connection.server = line.server
     assert line.server.welcome(other.connection)
     assert line.transport.closing
+
+
+async def test_who_takes_a_part_is_given_time_for_the_rest() -> None:
+    """Within write_timeout a client must take something of what waits for it, not all."""
+    line = Line()
+    line.transport.held = 100_000
+    line.server.owes(line.connection)
+    line.transport.held = 50_000
+    line.connection.overdue()
+    assert not line.transport.aborted
+    line.connection.overdue()
+    assert line.transport.aborted
+
+
+async def test_who_is_slow_to_take_the_last_answer_is_not_hurried() -> None:
+    """A moment's lingering is for a client that has taken everything and doesn't close."""
+    line = Line()
+    line.feed(b"no request\r\n\r\n")
+    line.transport.held = 100
+    line.connection.lingered()
+    assert not line.transport.closing
+    line.transport.held = 0
+    line.connection.overdue()
+    line.connection.lingered()
+    assert line.transport.closing
+    assert not line.transport.aborted

@@ -128,6 +128,11 @@ async def test_beyond_the_most_connections_the_longest_idle_goes(tmp_path: Path)
         assert talk.statuses == [503]
         assert talk.answers[0].error["code"] == "server_is_overloaded"
         assert talk.answers[0].header("connection") == "close"
+        files = descriptors(one.pid)
+        crowd = await asyncio.to_thread(many, one.port, 2000)
+        assert descriptors(one.pid) < files + 500  # far beyond it they aren't even told
+        for sock in crowd:
+            sock.close()
         for ticket in one.admission.acquired[-20:]:
             one.admission.grant(ticket.n)
         for wire in busy:

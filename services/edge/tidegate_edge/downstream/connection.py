@@ -180,6 +180,8 @@ class Connection(asyncio.Protocol):
         self.secure = made.get_extra_info("ssl_object") is not None
         if self.server.welcome(self):
             self._to(Stage.IDLE)
+        elif self.server.flooded:
+            self.cut(reset=True)
         else:
             self._refuse(Failure("server_is_overloaded", "Too many connections; try again soon."))
 

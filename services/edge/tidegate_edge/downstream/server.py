@@ -27,6 +27,8 @@ _LINGER = 2.0
 """Seconds in which what a client still sends behind its connection's last answer is read and dropped."""
 _SPARE_FILES = 256
 """Open files beside clients' connections and as many to model servers."""
+_TOLD = 128
+"""Clients beyond the most connections that are told so at one time; it takes them a moment to close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,11 @@ class Server:
             clock.stop()
 
     # What connections say.
+
+    @property
+    def flooded(self) -> bool:
+        """There are so many connections that a new one can't even be told so."""
+        return len(self._connections) > self._most + _TOLD
 
     def welcome(self, connection: Connection) -> bool:
         """A new one. Beyond the most the one that has been idle longest goes; False when none is idle."""
