@@ -1,4 +1,4 @@
-"""`python -m tests.edge.wire.attackers PORT`: slow and idle clients in a process of their own, until it is killed.
+"""Slow and idle clients in a process of their own: `python -m tests.edge.wire.attackers PORT`, until killed.
 
 250 drip heads and 250 bodies, a byte a second, and come again when they are cut; 6,000 say nothing.
 """

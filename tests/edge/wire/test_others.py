@@ -48,8 +48,11 @@ async def test_others_hardly_notice_an_attack(edge: Attacked) -> None:
     await latencies(edge.port)
     quiet, before = [await latencies(edge.port)], edge.memory()
     attackers = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.edge.wire.attackers", str(edge.port), cwd=ROOT, stdout=asyncio.subprocess.PIPE
-    )  # fmt: skip
+        sys.executable,
+        *("-m", "tests.edge.wire.attackers", str(edge.port)),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
     assert attackers.stdout is not None
     try:
         assert str(IDLE).encode() in await asyncio.wait_for(attackers.stdout.readline(), 60)
