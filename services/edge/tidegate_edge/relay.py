@@ -120,6 +120,9 @@ class Relay:
             message = f"The model `{body.model[:128]}` does not exist."
             raise Failure("model_not_found", message, param="model")
         self._record.model = model.name
+        if not self._head.caller.may_use(model.name, model.aliases):
+            message = f"This key does not allow the model `{model.name}`."
+            raise Failure("permission_denied", message, param="model")
         if not await self._edge.session.available(min(_SESSION_PATIENCE, self._due.left() or math.inf)):
             self._due.left()
             raise Failure("server_is_overloaded", "Admission can't be reached.", retry_after=5)

@@ -25,11 +25,11 @@ class Status:
     """Asks both services, each with its own deadline; one that is away is told as such."""
 
     def __init__(self, admission: str, lifecycle: str) -> None:
-        """Addresses of the two services."""
+        """Addresses of the two services; `admission` and `lifecycle` are their stubs."""
         self.version = VERSION
         self._channels = [rpc.channel(admission), rpc.channel(lifecycle)]
-        self._admission = admission_pb2_grpc.AdmissionServiceStub(self._channels[0])
-        self._lifecycle = lifecycle_pb2_grpc.LifecycleServiceStub(self._channels[1])
+        self.admission = admission_pb2_grpc.AdmissionServiceStub(self._channels[0])
+        self.lifecycle = lifecycle_pb2_grpc.LifecycleServiceStub(self._channels[1])
 
     async def close(self) -> None:
         """Closes the channels."""
@@ -39,8 +39,8 @@ class Status:
     async def snapshot(self, edge: Edge) -> dict[str, Any]:
         """The whole of it."""
         queues, world = await asyncio.gather(
-            _asked(self._admission.GetQueues(admission_pb2.GetQueuesRequest(), timeout=_PATIENCE)),
-            _asked(self._lifecycle.GetStatus(lifecycle_pb2.GetStatusRequest(), timeout=_PATIENCE)),
+            _asked(self.admission.GetQueues(admission_pb2.GetQueuesRequest(), timeout=_PATIENCE)),
+            _asked(self.lifecycle.GetStatus(lifecycle_pb2.GetStatusRequest(), timeout=_PATIENCE)),
         )
         admission = queues | queues.pop("queues", {})
         models = {model.name: {"state": model.state} for model in edge.catalog.models()}
