@@ -12,6 +12,7 @@ from tidegate_chassis import process, telemetry
 from tidegate_chassis.config import effective
 from tidegate_edge.app import App
 from tidegate_edge.catalog import Catalog
+from tidegate_edge.guard import Guard
 from tidegate_edge.relay import DRAINING, Relay
 from tidegate_edge.server import HttpServer
 from tidegate_edge.session import Session
@@ -36,8 +37,10 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
     upstream = Upstream(settings.connect_timeout)
     edge = Edge(settings, session, catalog, upstream)
     status = Status(settings.admission_address, settings.lifecycle_address)
-    server = HttpServer(App(edge, status), settings.listen)
-    links = [asyncio.create_task(session.run()), asyncio.create_task(catalog.run())]
+    guard = Guard(settings, loaded.keys_path, loaded.keys)
+    edge.metrics.watch(guard.gauges)
+    server = HttpServer(App(edge, status, guard), settings.listen)
+    links = [asyncio.create_task(link.run()) for link in (session, catalog, guard)]
     try:
         url = await server.start()
         await asyncio.to_thread(telemetry.serve_metrics, settings.metrics_listen, edge.metrics.registry)

@@ -242,3 +242,11 @@ def field(headers: Headers, wanted: bytes) -> bytes:
         if name.lower() == wanted:
             return value.lower()
     return b""
+
+
+def raw_field(headers: Headers, wanted: bytes) -> bytes:
+    """The value as it came of a request's field, whose names are in lower case; empty = it isn't there."""
+    for name, value in headers:
+        if name == wanted:
+            return value
+    return b""

@@ -49,7 +49,10 @@ GONE, STUCK, SILENT, SLOW_BODY, DRAINING = "gone", "stuck", "silent", "slow body
 class Relay:
     """One request. `run` is its task."""
 
-    def __init__(self, edge: Edge, scope: Any, receive: Any, send: Any, head: Head, path: bytes) -> None:
+    def __init__(
+        self, edge: Edge, scope: Any, receive: Any, send: Any, head: Head, path: bytes, own: Headers
+    ) -> None:
+        """`own`: fields that every answer has."""
         self._edge = edge
         self._scope = scope
         self._receive = receive
@@ -65,7 +68,7 @@ class Relay:
         self._cause: str | Failure | None = None
         self._closing = False
         self._departure: Any = None
-        self._own: Headers = [(b"x-request-id", head.request_id)]
+        self._own = own
         self._body: Body | None = None
         self._ticket: Ticket | None = None
         self._outcome = Outcome.CLIENT_GONE

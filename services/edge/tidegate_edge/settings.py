@@ -150,11 +150,8 @@ class Loaded:
     telemetry: TelemetrySettings
     keys: KeyFile
     """The key file as it is now; none with `auth: none`."""
-
-    @property
-    def keys_path(self) -> Path:
-        """Where the key file is."""
-        return self.document.resolve(self.edge.keys_file)
+    keys_path: Path
+    """Where it is, or would be."""
 
 
 def load(path: str | Path) -> Loaded:
@@ -178,7 +175,8 @@ def _examine(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
     edge = config.check(EdgeSettings, document.section("edge"), "edge", found)
     if edge is None or telemetry is None:
         return None, found
-    keys = keyfile.load(document.resolve(edge.keys_file))
+    keys_path = document.resolve(edge.keys_file)
+    keys = keyfile.load(keys_path)
     found.extend(_judge(edge, keys))
     addresses = {}
     for name, default in (("admission", ADMISSION_LISTEN), ("lifecycle", LIFECYCLE_LISTEN)):
@@ -186,7 +184,7 @@ def _examine(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
         peer = None if own else config.check(_Listener, document.section(name), name, found)
         addresses[f"{name}_address"] = own or (peer.listen if peer and peer.listen else default)
     keys = keys if edge.auth == "keys" else KeyFile(exists=False)
-    return Loaded(document, edge.model_copy(update=addresses), telemetry, keys), found
+    return Loaded(document, edge.model_copy(update=addresses), telemetry, keys, keys_path), found
 
 
 def is_loopback(listen: str) -> bool:

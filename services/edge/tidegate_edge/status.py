@@ -15,6 +15,7 @@ from tidegate.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from tidegate_chassis import rpc
 from tidegate_chassis.plain import as_dict
 from tidegate_chassis.process import VERSION
+from tidegate_edge.guard import Guard
 from tidegate_edge.shared import Edge
 
 _PATIENCE = 2.0
@@ -36,7 +37,7 @@ class Status:
         for channel in self._channels:
             await channel.close()
 
-    async def snapshot(self, edge: Edge) -> dict[str, Any]:
+    async def snapshot(self, edge: Edge, guard: Guard) -> dict[str, Any]:
         """The whole of it."""
         queues, world = await asyncio.gather(
             _asked(self.admission.GetQueues(admission_pb2.GetQueuesRequest(), timeout=_PATIENCE)),
@@ -61,7 +62,8 @@ class Status:
                 "version": self.version,
                 "uptime_s": round(time.monotonic() - edge.started, 1),
                 "session": edge.session.session_id,
-                **{name: int(value) for name, value in edge.gauges().items()},
+                **{name: int(value) for name, value in (edge.gauges() | guard.gauges()).items()},
+                "keys_problems": list(guard.problems),
             },
             "admission": admission,
             "lifecycle": world,
