@@ -45,7 +45,7 @@ async def chat(one: Bench, model: str = "small", path: str = CHAT, **headers: st
 
 
 async def get(one: Bench, path: str, **headers: str) -> Answer:
-    return await ask(one.edge.port, "GET", path, **headers)
+    return await ask(one.edge.port, "GET", path, b"", **headers)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ async def test_nobody_asks_without_a_valid_key(one: Bench, headers: dict[str, st
     seen = len(one.server.seen)
     answers = [await chat(one, **headers), await get(one, "/v1/models", **headers)]
     answers += [await get(one, path, **headers) for path in ("/v1/models/small", *OPERATORS)]
-    answers.append(await ask(one.edge.port, "POST", "/gateway/models/small/unload", **headers))
+    answers.append(await ask(one.edge.port, "POST", "/gateway/models/small/unload", b"", **headers))
     for answer in answers:
         assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
         assert answer.header("www-authenticate") == "Bearer"
@@ -154,7 +154,7 @@ async def test_scopes_are_apart(one: Bench) -> None:
         answer = await get(one, path, **other)
         assert (answer.status, answer.error["code"]) == (403, "permission_denied")
         assert "operator" in answer.error["message"]
-    answer = await ask(one.edge.port, "POST", "/gateway/models/small/load", **other)
+    answer = await ask(one.edge.port, "POST", "/gateway/models/small/load", b"", **other)
     assert (answer.status, answer.error["code"]) == (403, "permission_denied")
     for answer in (await chat(one, **operator), await get(one, "/v1/models", **operator)):
         assert (answer.status, answer.error["code"]) == (403, "permission_denied")

@@ -1,4 +1,4 @@
-"""The ASGI application: an allow-list of inference routes that are relayed, and the edge's own pages."""
+"""The application: an allow-list of inference routes that are relayed, and the edge's own pages."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import structlog
 from tidegate_edge.answer import Answer
 from tidegate_edge.catalog import Model
 from tidegate_edge.cors import Cors
+from tidegate_edge.downstream.exchange import Exchange
 from tidegate_edge.envelope import Failure
 from tidegate_edge.guard import Guard
-from tidegate_edge.head import Head, Headers, raw_field, read_head
+from tidegate_edge.head import Head, Headers, new_request_id, raw_field, read_head
 from tidegate_edge.keyring import NOBODY, Caller
 from tidegate_edge.operations import Operations, Order, refuse_strangers
 from tidegate_edge.relay import Relay
@@ -103,14 +104,14 @@ class App:
             b"/openapi.json": Route(_READ, Need.NOTHING, self._openapi),
         }
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, exchange: Exchange) -> None:
         """Serves one request. The path is compared as it was sent: an encoded or dotted one is never turned
         into one of the list.
 
         1. Where to. 2. OPTIONS tells what is allowed, to everybody. 3. Who asks. 4. To a model server.
         5. An order: not for a page that may not give any. 6. A page.
         """
-        path, method, headers = scope["raw_path"], scope["method"], scope["headers"]
+        path, method, headers = exchange.path, exchange.method, exchange.headers
         own: Headers = []
         try:
             head = read_head(headers)
@@ -120,7 +121,7 @@ class App:
                 asked = raw_field(headers, b"access-control-request-method")
                 names = raw_field(headers, b"access-control-request-headers")
                 told = self._cors.preflight(head.origin, asked, names, route.methods | {"OPTIONS"})
-                await Answer(send, path).whole(204, [*told, *own], b"")
+                exchange.whole(204, [*told, *own], b"")
                 return
             if method not in route.methods:
                 allow = ", ".join(sorted(route.methods))
@@ -129,17 +130,15 @@ class App:
             if route.page is None:  # 4
                 if self._edge.draining:
                     raise Failure("draining", "The service is stopping; try again.")
-                await Relay(self._edge, scope, receive, send, head, path, own).run()
+                await Relay(self._edge, exchange, head, own).run()
                 return
             if route.order:  # 5
                 refuse_strangers(self._cors, caller, head.origin, raw_field(headers, b"host"))
             status, kind, body = await route.page(caller)  # 6
-            fields = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *own]
-            await Answer(send, path).whole(status, fields, b"" if method == "HEAD" else body)
+            exchange.whole(status, [(b"content-type", kind), *own], body)
         except Failure as failure:
             self._edge.metrics.refused(failure.code)()
-            own = own or self._own(headers, read_head([]).request_id)
-            await Answer(send, path).fail(failure, own)
+            Answer(exchange, path).fail(failure, own or self._own(headers, new_request_id()))
 
     def _own(self, headers: Headers, request_id: bytes) -> Headers:
         """The fields that every answer has."""
