@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.edge.conftest import Bench
-from tests.edge.fakes import EdgeProcess, ModelServer, Script, control
+from tests.edge.fakes import Admission, EdgeProcess, Lifecycle, ModelServer, Script, control
 from tidegate_chassis.keyfile import Key, digest, render
 
 
@@ -36,10 +36,15 @@ def put(path: Path, *keys: Key) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, script: Script, **edge: Any) -> AsyncIterator[Bench]:
-    """An edge, a fake control plane and a model server, for all tests of a file."""
+async def running(
+    folder: Path,
+    script: Script,
+    kinds: tuple[Any, Any] = (Admission, Lifecycle),
+    **edge: Any,
+) -> AsyncIterator[Bench]:
+    """An edge, a fake control plane (of these classes) and a model server, for all tests of a file."""
     async with contextlib.AsyncExitStack() as stack:
-        admission, lifecycle, address = await stack.enter_async_context(control())
+        admission, lifecycle, address = await stack.enter_async_context(control(kinds))
         server = await stack.enter_async_context(ModelServer(script).running())
         admission.address = server.url
         process = EdgeProcess(folder, address, **edge)

@@ -11,11 +11,15 @@ import pytest
 import pytest_asyncio
 
 from tests.edge.conftest import CHAT, Bench, Make
-from tests.edge.fakes import Answer, EdgeProcess, ask, echo
+from tests.edge.fakes import Answer, ask, echo
 from tests.edge.keyfiles import bearer, key, put, running, secret
 from tests.support.until import until
 from tidegate.admission.v1 import admission_pb2 as ad
+from tidegate_chassis.keyfile import KeyFile
 from tidegate_edge.app import RELAYED
+from tidegate_edge.envelope import Failure
+from tidegate_edge.guard import Guard
+from tidegate_edge.settings import EdgeSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -196,27 +200,29 @@ async def test_a_changed_file_is_in_effect_within_seconds(one: Bench) -> None:
     assert await status(**fresh) == 401
     put(path, *KEYS, key("fresh"))
     await until(lambda: becomes(200), "the new key is known")
-    for spoil in (
-        lambda: path.write_text('{"version": 1, "keys": [{"id": "fresh"}]}'),
-        lambda: path.chmod(0o666),
-        path.unlink,
-    ):
-        spoil()
-        await until(told, "the file is refused")
-        assert await refused() == 1
-        assert await status(**fresh) == 200, "what was in effect stays"
-        assert (await get(one, "/ready")).status == 200
-        put(path, *KEYS, key("fresh"))
 
-        async def good() -> bool:
-            return not await told()
+    async def says(words: str) -> bool:
+        return words in str(await told())
 
-        await until(good, "the file is good again")
-        assert await refused() == 0
+    async def good() -> bool:
+        return not await told()
+
+    path.write_text('{"version": 1, "keys": [{"id": "fresh"}]}')
+    await until(lambda: says("keys.0.hash: is required"), "the file is refused")
+    assert await refused() == 1
+    assert await status(**fresh) == 200, "what was in effect stays"
+    assert (await get(one, "/ready")).status == 200
+    put(path, *KEYS, key("fresh"))
+    await until(good, "the file is good again")
+    assert await refused() == 0
+    path.chmod(0o666)
+    await until(lambda: says("chmod go-w"), "others may write it")
+    path.unlink()
+    await until(lambda: says("gone"), "it is gone")
+    assert await status() == 401, "a file that is gone opens nothing"
     put(path, *KEYS, key("fresh").model_copy(update={"revoked": 1_000_000_000.0}))
     await until(lambda: becomes(401), "it is revoked")
     put(path)
-    path.write_text(path.read_text())
 
     async def nobody() -> bool:
         return await status(authorization=bearer("all")) == 401
@@ -273,27 +279,24 @@ async def test_auth_none_checks_nothing_and_passes_credentials_on(bench: Make, t
     assert (answer.status, answer.error["code"]) == (403, "permission_denied")
 
 
-@pytest.mark.asyncio(loop_scope="function")
-async def test_operations_are_open_beyond_loopback_when_told(bench: Make) -> None:
-    """`open_operations` says that everybody may."""
-    one = await bench(echo(), auth="none", listen="0.0.0.0:0", open_operations=True)
-    for path in OPERATORS:
-        assert (await get(one, path)).status == 200
-
-
-@pytest.mark.asyncio(loop_scope="function")
-@pytest.mark.parametrize("spoil", ["rubbish", "writable", "missing"])
-async def test_an_edge_with_a_bad_key_file_does_not_start(tmp_path: Path, spoil: str) -> None:
-    """78, and what is wrong; beyond loopback a missing file too, with what to do."""
-    path = tmp_path / "tidegate-keys.json"
-    if spoil == "rubbish":
-        path.write_text("{")
-    elif spoil == "writable":
-        put(path, key("a"))
-        path.chmod(0o666)
-    edge = EdgeProcess(tmp_path, "127.0.0.1:9", listen="0.0.0.0:0")
-    with pytest.raises(AssertionError, match="did not start"):
-        await edge.start()
-    assert await edge.ended() == 78
-    words = {"rubbish": "is no JSON", "writable": "chmod go-w", "missing": "tidegate keys create"}
-    assert words[spoil] in edge.log()
+@pytest.mark.parametrize(
+    ("settings", "operators", "believed"),
+    [
+        ({}, True, False),
+        ({"auth": "none"}, True, True),
+        ({"auth": "none", "listen": "0.0.0.0:80"}, False, True),
+        ({"auth": "none", "listen": "0.0.0.0:80", "open_operations": True}, True, True),
+    ],
+)
+async def test_who_everybody_is_without_keys(
+    settings: dict[str, Any], operators: bool, believed: bool
+) -> None:
+    """Operators on this machine; elsewhere only when the settings say so."""
+    guard = Guard(EdgeSettings(**settings), Path("none"), KeyFile(exists=False))
+    assert guard.inference(b"", b"").act_as is believed
+    if operators:
+        assert guard.operator(b"", b"").operator
+        return
+    with pytest.raises(Failure, match="closed") as failed:
+        guard.operator(b"Bearer x", b"y")
+    assert failed.value.status == 403
