@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hmac import compare_digest
@@ -41,7 +42,9 @@ class Keyring:
     """The keys of one reading of the file."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
-        self._keys = {bytes.fromhex(key.hash): (key, _caller(key)) for key in keys}
+        self._entries = {
+            (hashed := bytes.fromhex(key.hash)): (hashed, _until(key), _caller(key), key) for key in keys
+        }
 
     def find(self, secret: bytes, now: float) -> Caller:
         """Whose key it is, at `now` (seconds since 1970). Raises Failure (401).
@@ -49,16 +52,22 @@ class Keyring:
         Found by the hash, whose bytes nobody can choose, and compared in constant time.
         """
         wanted = digest(secret)
-        key, caller = self._keys.get(wanted, (None, None))
-        if key is None or caller is None or not compare_digest(bytes.fromhex(key.hash), wanted):
+        entry = self._entries.get(wanted)
+        if entry is None or not compare_digest(entry[0], wanted):
             raise Failure("invalid_api_key", "The API key is not valid here.")
-        if why := key.invalid(now):
-            raise Failure("invalid_api_key", f"The API key {key.prefix}… is {why}.")
-        return caller
+        if entry[1] <= now:
+            key = entry[3]
+            raise Failure("invalid_api_key", f"The API key {key.prefix}… is {key.invalid(now)}.")
+        return entry[2]
 
     def valid(self, now: float) -> int:
         """How many keys can be used at `now`."""
-        return sum(not key.invalid(now) for key, _ in self._keys.values())
+        return sum(until > now for _, until, _, _ in self._entries.values())
+
+
+def _until(key: Key) -> float:
+    """When it is no longer valid, in seconds since 1970."""
+    return 0.0 if key.revoked else key.expires or math.inf
 
 
 def _caller(key: Key) -> Caller:
