@@ -51,12 +51,12 @@ RELAYED = (
 
 _MODELS = b"/v1/models/"
 _JSON = b"application/json"
-Page = Callable[[Caller], Awaitable[tuple[int, bytes, bytes]]]
-"""Makes a page for a caller: status, content type, body."""
+_READ = frozenset(("GET", "HEAD"))
+_POST = frozenset(("POST",))
 
 
 class Need(Enum):
-    """Who may have a route."""
+    """Who may have a page."""
 
     NOTHING = "everybody"
     INFERENCE = "whoever may ask models"
@@ -64,19 +64,15 @@ class Need(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """A path that leads somewhere."""
+class Page:
+    """What the edge answers by itself."""
 
-    methods: frozenset[str]
     need: Need
-    page: Page | None = None
-    """None = it is relayed."""
+    make: Callable[[Caller], Awaitable[tuple[int, bytes, bytes]]]
+    """For a caller: status, content type, body. Raises Failure."""
+    methods: frozenset[str] = _READ
     order: bool = False
-    """It changes something, so that a browser's request is looked at."""
-
-
-_READ = frozenset(("GET", "HEAD"))
-_POST = frozenset(("POST",))
+    """It changes something, so that browsers' requests are looked at."""
 
 
 class App:
@@ -90,51 +86,49 @@ class App:
         self._operations = Operations(status.admission, status.lifecycle)
         relayed = [("POST", path) for path in RELAYED]
         relayed += [tuple(route.split(" ", 1)) for route in edge.settings.extra_routes]  # type: ignore[misc]
-        methods: dict[str, set[str]] = {}
+        self._relayed: dict[bytes, frozenset[str]] = {}
         for method, path in relayed:
-            methods.setdefault(path, set()).add(method)
-        self._routes = {
-            path.encode(): Route(frozenset(taken), Need.INFERENCE) for path, taken in methods.items()
-        } | {
-            b"/v1/models": Route(_READ, Need.INFERENCE, self._models),
-            b"/health": Route(_READ, Need.NOTHING, self._health),
-            b"/ready": Route(_READ, Need.NOTHING, self._ready),
-            b"/gateway/status": Route(_READ, Need.OPERATOR, self._gateway_status),
-            b"/metrics": Route(_READ, Need.OPERATOR, self._metrics),
-            b"/openapi.json": Route(_READ, Need.NOTHING, self._openapi),
+            key = path.encode()
+            self._relayed[key] = self._relayed.get(key, frozenset()) | {method}
+        self._pages = {
+            b"/v1/models": Page(Need.INFERENCE, self._models),
+            b"/health": Page(Need.NOTHING, self._health),
+            b"/ready": Page(Need.NOTHING, self._ready),
+            b"/gateway/status": Page(Need.OPERATOR, self._gateway_status),
+            b"/metrics": Page(Need.OPERATOR, self._metrics),
+            b"/openapi.json": Page(Need.NOTHING, self._openapi),
         }
 
     async def __call__(self, exchange: Exchange) -> None:
         """Serves one request. The path is compared as it was sent: an encoded or dotted one is never turned
         into one of the list.
 
-        1. Where to. 2. OPTIONS tells what is allowed, to everybody. 3. Who asks. 4. To a model server.
-        5. An order: not for a page that may not give any. 6. A page.
+        1. Where to. 2. OPTIONS tells what may be done, to everybody. 3. To a model server, for whoever may.
+        4. To a page of the edge's own.
         """
         path, method, headers = exchange.path, exchange.method, exchange.headers
         own: Headers = []
         try:
             head = read_head(headers)
             own = self._own(headers, head.request_id)
-            route = self._find(path)  # 1
+            methods = self._relayed.get(path)  # 1
+            page = None if methods else self._page(path)
+            methods = page.methods if page else methods
+            if methods is None:
+                raise Failure("not_found", "There is no such route.")
             if method == "OPTIONS":  # 2
-                asked = raw_field(headers, b"access-control-request-method")
-                names = raw_field(headers, b"access-control-request-headers")
-                told = self._cors.preflight(head.origin, asked, names, route.methods | {"OPTIONS"})
-                exchange.whole(204, [*told, *own], b"")
+                exchange.whole(204, [*self._preflight(headers, methods), *own], b"")
                 return
-            if method not in route.methods:
-                allow = ", ".join(sorted(route.methods))
+            if method not in methods:
+                allow = ", ".join(sorted(methods))
                 raise Failure("method_not_allowed", f"This route takes {allow}.", allow=allow)
-            caller = self._admit(route.need, head)  # 3
-            if route.page is None:  # 4
+            if page is None:  # 3
+                head.admit(self._guard.inference(head.authorization, head.api_key))
                 if self._edge.draining:
                     raise Failure("draining", "The service is stopping; try again.")
                 await Relay(self._edge, exchange, head, own).run()
                 return
-            if route.order:  # 5
-                refuse_strangers(self._cors, caller, head.origin, raw_field(headers, b"host"))
-            status, kind, body = await route.page(caller)  # 6
+            status, kind, body = await page.make(self._visitor(page, head, headers))  # 4
             exchange.whole(status, [(b"content-type", kind), *own], body)
         except Failure as failure:
             self._edge.metrics.refused(failure.code)()
@@ -144,27 +138,34 @@ class App:
         """The fields that every answer has."""
         return [(b"x-request-id", request_id), *self._cors.fields(raw_field(headers, b"origin"))]
 
-    def _admit(self, need: Need, head: Head) -> Caller:
-        if need is Need.NOTHING:
+    def _preflight(self, headers: Headers, methods: frozenset[str]) -> Headers:
+        origin = raw_field(headers, b"origin")
+        method = raw_field(headers, b"access-control-request-method")
+        names = raw_field(headers, b"access-control-request-headers")
+        return self._cors.preflight(origin, method, names, methods | {"OPTIONS"})
+
+    def _visitor(self, page: Page, head: Head, headers: Headers) -> Caller:
+        """Who wants a page. Raises Failure (401, 403)."""
+        if page.need is Need.NOTHING:
             return NOBODY
-        ask = self._guard.operator if need is Need.OPERATOR else self._guard.inference
+        ask = self._guard.operator if page.need is Need.OPERATOR else self._guard.inference
         caller = ask(head.authorization, head.api_key)
-        head.admit(caller)
+        if page.order:
+            refuse_strangers(self._cors, caller, head.origin, raw_field(headers, b"host"))
         return caller
 
-    def _find(self, path: bytes) -> Route:
-        """Raises Failure (404)."""
-        route = self._routes.get(path)
-        if route is not None:
-            return route
+    def _page(self, path: bytes) -> Page | None:
+        page = self._pages.get(path)
+        if page is not None:
+            return page
         if path.startswith(_MODELS) and len(path) > len(_MODELS):
             # Ids may hold slashes, written plainly or encoded; the rest is only looked up, never a path.
             wanted = unquote_to_bytes(path[len(_MODELS) :]).decode(errors="replace")
-            return Route(_READ, Need.INFERENCE, lambda caller: self._model(wanted, caller))
+            return Page(Need.INFERENCE, lambda caller: self._model(wanted, caller))
         order = self._operations.find(path)
         if order is None:
-            raise Failure("not_found", "There is no such route.")
-        return Route(_POST, Need.OPERATOR, lambda _: _carried_out(order), order=True)
+            return None
+        return Page(Need.OPERATOR, lambda _: _carried_out(order), _POST, order=True)
 
     async def _models(self, caller: Caller) -> tuple[int, bytes, bytes]:
         if not self._edge.catalog.known:
@@ -204,15 +205,14 @@ class App:
             "required": True,
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Request"}}},
         }
-        page = {"responses": {"200": {"description": "as named"}, "default": refused}}
-        relayed = {"requestBody": body, "responses": answers}
-        paths = {
+        paths: dict[str, Any] = {
             path.decode(): {
-                method.lower(): relayed if route.page is None else page
-                for method in sorted(route.methods - {"HEAD"})
+                method.lower(): {"requestBody": body, "responses": answers} for method in sorted(methods)
             }
-            for path, route in self._routes.items()
+            for path, methods in self._relayed.items()
         }
+        page = {"get": {"responses": {"200": {"description": "as named"}, "default": refused}}}
+        paths |= {path.decode(): page for path in self._pages}
         inner = {name: {"type": ["string", "null"]} for name in ("message", "type", "param", "code")}
         schemas = {
             "Request": {"type": "object", "required": ["model"], "properties": {"model": {"type": "string"}}},
