@@ -12,7 +12,7 @@ import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from tidegate_edge.connection import Broken, ConnectFailed, Connection, Headers, Reply
+from tidegate_edge.connection import INCOMING, Broken, ConnectFailed, Connection, Headers, Reply
 
 __all__ = ["Broken", "ConnectFailed", "Reply", "Upstream"]
 
@@ -40,6 +40,7 @@ class Upstream:
         """`connect_timeout`: seconds for name, TCP and TLS together."""
         self._timeout = connect_timeout
         self._loop = asyncio.get_running_loop()
+        self._incoming = memoryview(bytearray(INCOMING))
         self._open: set[Connection] = set()
         self._idle: dict[str, list[Connection]] = {}
         """By origin; the one that has been idle longest comes first."""
@@ -87,7 +88,7 @@ class Upstream:
                 if origin.tls and self._tls is None:
                     self._tls = await asyncio.to_thread(ssl.create_default_context)
                 _, connection = await self._loop.create_connection(  # asyncio and uvloop set TCP_NODELAY
-                    lambda: Connection(origin.url, self._free, self._gone),
+                    lambda: Connection(origin.url, self._incoming, self._free, self._gone),
                     origin.host,
                     origin.port,
                     ssl=self._tls if origin.tls else None,
