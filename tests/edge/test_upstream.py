@@ -374,3 +374,45 @@ async def test_a_line_break_in_a_field_is_an_error_of_ours() -> None:
         with pytest.raises(ValueError, match="line break"):
             await upstream.open("POST", server.url + "/x", [(b"a", b"b\r\nc: d")], b"")
         assert not server.connections
+
+
+async def test_no_more_idle_connections_are_kept_than_the_server_has_slots() -> None:
+    """Of those that come free at once the longest idle ones are closed."""
+    release = asyncio.Event()
+
+    async def script(connection: Connection) -> None:
+        while await connection.request():
+            await release.wait()
+            await connection.answer(b"{}")
+
+    async with peers(script) as (upstream, server):
+        asking = [
+            asyncio.ensure_future(upstream.open("POST", server.url + "/x", [], b"", slots=3)) for _ in range(8)
+        ]
+        await until(lambda: len(server.seen) == 8, "all have arrived")
+        release.set()
+        for reply in await asyncio.gather(*asking):
+            await whole(reply)
+        await until(lambda: sum(one.closed.is_set() for one in server.connections) == 5, "five are closed")
+        replies = [await upstream.open("POST", server.url + "/x", [], b"", slots=3) for _ in range(3)]
+        assert all(reply.reused for reply in replies)
+
+
+async def test_a_server_that_has_gone_keeps_no_idle_connections() -> None:
+    """Told so, or when no new connection can be made: the idle ones to it are closed at once."""
+    async with peers(echo()) as (upstream, server):
+        for gone in ("told", "seen"):
+            server.connections.clear()
+            replies = await asyncio.gather(*[upstream.open("POST", server.url, [], b"", 5) for _ in "abc"])
+            for reply in replies:
+                await whole(reply)
+            assert upstream._idle[server.url]
+            if gone == "told":
+                upstream.forget(server.url + "/v1/x")
+            else:
+                upstream._kept = lambda origin: None  # type: ignore[method-assign]  # all are in use
+                upstream._timeout = 0.0
+                with pytest.raises(ConnectFailed):
+                    await upstream.open("POST", server.url, [], b"")
+            assert server.url not in upstream._idle
+            await until(lambda: all(one.closed.is_set() for one in server.connections), "all are closed")

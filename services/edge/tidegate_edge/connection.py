@@ -216,6 +216,8 @@ class Connection(asyncio.BufferedProtocol):
         self._reading = self._writing = True
         self._used = False
         self.idle_since = 0.0
+        self.slots = 1
+        """Requests that its server takes at a time."""
 
     @property
     def open(self) -> bool:

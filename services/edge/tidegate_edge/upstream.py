@@ -1,6 +1,7 @@
 """The HTTP client towards model servers: one request, one response, bytes as they come.
 
-Connections are kept per origin; the one used last is used first. What goes over one is in `connection.py`.
+Connections are kept per origin, as many as its model server has slots; the one used last is used first. What
+goes over one is in `connection.py`.
 """
 
 from __future__ import annotations
@@ -55,23 +56,34 @@ class Upstream:
             connection.abort()
         await asyncio.sleep(0)  # transports say that they are closed in the loop's next round
 
-    async def open(self, method: str, url: str, headers: Headers, body: bytes) -> Reply:
-        """Sends a request and waits for the head of its response; `url` is sent as it is.
+    async def open(self, method: str, url: str, headers: Headers, body: bytes, slots: int = 1) -> Reply:
+        """Sends a request and waits for the head of its response; `url` is sent as it is. `slots`: requests
+        that its server takes at a time; no more idle connections to it are kept.
 
         A kept connection that is closed before a byte of the answer came is replaced by a new one at once:
-        its keep-alive had most likely ended just then. Raises ConnectFailed or Broken.
+        its keep-alive had most likely ended just then. Where no new one can be made, or it isn't answered,
+        the server has most likely gone: the other kept ones are closed. Raises ConnectFailed or Broken.
         """
-        scheme, _, rest = url.partition("://")
-        authority, _, path = rest.partition("/")
-        origin = f"{scheme}://{authority}"
+        origin, authority, path = _parted(url)
         head = _head(method, path, authority, headers, len(body))
         bodiless = method == "HEAD"
         kept = self._kept(origin)
         if kept is not None:
+            kept.slots = slots
             with contextlib.suppress(ConnectFailed):
                 return await kept.exchange(head, body, bodiless)
-        fresh = await self._connect(_origin(origin))
-        return await fresh.exchange(head, body, bodiless)
+        try:
+            fresh = await self._connect(_origin(origin))
+            fresh.slots = slots
+            return await fresh.exchange(head, body, bodiless)
+        except ConnectFailed:
+            self.forget(url)
+            raise
+
+    def forget(self, url: str) -> None:
+        """Closes the idle connections to a server that has gone; `url` is any of its URLs. Synchronous."""
+        for connection in self._idle.pop(_parted(url)[0], ()):
+            connection.abort()
 
     def _kept(self, origin: str) -> Connection | None:
         idle, oldest = self._idle.get(origin), self._loop.time() - _KEEP_ALIVE
@@ -101,7 +113,10 @@ class Upstream:
 
     def _free(self, connection: Connection) -> None:
         connection.idle_since = self._loop.time()
-        self._idle.setdefault(connection.origin, []).append(connection)
+        idle = self._idle.setdefault(connection.origin, [])
+        idle.append(connection)
+        if len(idle) > connection.slots:
+            idle.pop(0).abort()
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
 
@@ -119,6 +134,13 @@ class Upstream:
             if not idle:
                 del self._idle[origin]
         self._sweeper = self._loop.call_later(_SWEEP, self._sweep) if self._idle else None
+
+
+def _parted(url: str) -> tuple[str, str, str]:
+    """Origin, authority and path (without its first slash) of a URL."""
+    scheme, _, rest = url.partition("://")
+    authority, _, path = rest.partition("/")
+    return f"{scheme}://{authority}", authority, path
 
 
 @functools.lru_cache(1024)
