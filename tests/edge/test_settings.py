@@ -103,6 +103,11 @@ def test_retry_after_is_what_clients_obey() -> None:
         for reason in ("QUEUE_FULL", "MODEL_FAILED", "UNAVAILABLE", "NEW_WORD"):
             headers = dict(refusal(reason, "x", seconds).headers())
             assert 1 <= int(headers[b"retry-after"]) <= 120
+    told = {dict(refusal("QUEUE_FULL", "x", 40.0).headers())[b"retry-after"] for _ in range(50)}
+    own = {dict(Failure("draining", "x", retry_after=40.0).headers())[b"retry-after"] for _ in range(50)}
+    assert told == {b"40"}  # admission has spread it over time, once
+    assert len(own) > 1
+    assert own <= {b"%d" % seconds for seconds in range(40, 49)}
     assert (b"x-should-retry", b"false") in refusal("NO_CAPACITY", "x", 0.0).headers()
     assert (b"x-should-retry", b"false") not in refusal("NO_CAPACITY", "x", 9.0).headers()
 

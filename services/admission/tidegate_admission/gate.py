@@ -403,7 +403,8 @@ class Gate:
         why = self.refusal
         assert why is not None
         assert why.reason is not None
-        return self._refuse(ticket, why.reason, why.message, why.retry_after, TicketEnd.REFUSED)
+        retry = estimate.retry_after(why.retry_after, self._chance()) if why.retry_after else 0.0
+        return self._refuse(ticket, why.reason, why.message, retry, TicketEnd.REFUSED)
 
     def _unreachable(self, ticket: Ticket, now: float) -> Refusal:
         """The model will be ready too late for this caller, who is expected back."""
