@@ -66,7 +66,7 @@ async def whole(reply: Reply) -> bytes:
         (CHUNKED + b"3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\nx-trailer: 1\r\n\r\n", b"hello"),
         (INTERIM + CHUNKED + b"0\r\n\r\n", b""),
         (b"HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n", b""),
-        (b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n", b""),
+        (b"HTTP/1.1 304 Not Modified\r\n\r\n", b""),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("piecewise", [False, True])
@@ -87,14 +87,14 @@ async def test_valid_answers_leave_the_connection_in_use(answer: bytes, body: by
 
 
 async def test_an_answer_to_head_has_no_body() -> None:
-    """Its length is the one that GET would have; nothing is waited for."""
+    """Its length is the one that GET would have. Nothing is waited for; if it comes all the same, it isn't
+    taken for the next answer."""
     async with peers(says(OK + b"content-length: 5\r\n\r\n")) as (upstream, server):
         for _ in range(2):
             reply = await ask(upstream, server, "HEAD", body=b"")
-            assert await whole(reply) == b""
+            assert (await whole(reply), reply.reused) == (b"", False)
         assert server.seen[0].line == b"HEAD /v1/x?a=b HTTP/1.1"
         assert server.seen[0].header(b"content-length") is None
-        assert len(server.connections) == 1
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,8 @@ async def test_no_more_idle_connections_are_kept_than_the_server_has_slots() -> 
 
     async with peers(script) as (upstream, server):
         asking = [
-            asyncio.ensure_future(upstream.open("POST", server.url + "/x", [], b"", slots=3)) for _ in range(8)
+            asyncio.ensure_future(upstream.open("POST", server.url + "/x", [], b"", slots=3))
+            for _ in range(8)
         ]
         await until(lambda: len(server.seen) == 8, "all have arrived")
         release.set()

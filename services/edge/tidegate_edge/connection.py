@@ -46,7 +46,8 @@ class Reply:
 
     __slots__ = (
         "_bodiless", "_connection", "_failure", "_interim", "_on_end", "_pieces", "_waiter", "answered",
-        "barren", "complete", "ended", "headed", "headers", "keep", "open_ended", "reused", "status", "unread",
+        "barren", "complete", "ended", "headed", "headers", "keep", "open_ended", "reused", "status",
+        "unread",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, reused: bool, bodiless: bool) -> None:
@@ -163,11 +164,11 @@ class Reply:
         if codings and codings != [b"chunked"]:
             raise ValueError("a transfer coding that nobody asked for")
         length = next((value for name, value in self.headers if name == b"content-length"), b"")
-        if status in _BODILESS:
-            self._bodiless = True
-            if status == 204 and (codings or int(length or 0)):
-                self.keep = False  # the body that it must not have may follow
+        self._bodiless = self._bodiless or status in _BODILESS
+        if self._bodiless and (codings or int(length or 0)):
+            self.keep = False  # the body that it can't have may follow
         self.open_ended = not (codings or length or self._bodiless)
+        self.complete = self._bodiless  # the parser can't know of answers to HEAD that they have no body
         self.headed = True
 
     def on_body(self, data: bytes) -> None:
@@ -182,9 +183,7 @@ class Reply:
             self.complete = True
 
     def fed(self) -> None:
-        """The parser has taken what came. It can't know of answers to HEAD that they have no body."""
-        if self.headed and self._bodiless:
-            self.complete = True
+        """The parser has taken what came."""
         if len(self._pieces) > _PIECES:
             self._pieces = [b"".join(self._pieces)]
             self.unread = len(self._pieces[0]) + _PER_PIECE
@@ -283,12 +282,16 @@ class Connection(asyncio.BufferedProtocol):
         return self._incoming
 
     def buffer_updated(self, nbytes: int) -> None:
-        reply, parser = self._reply, self._parser
+        reply, parser, data = self._reply, self._parser, self._incoming[:nbytes]
+        if reply is None or not reply.answered:
+            data = _begun(data)
+            if not data:
+                return
         if reply is None or parser is None:
             self.abort()  # bytes that nobody asked for
             return
         try:
-            self._feed(reply, parser, self._incoming[:nbytes])
+            self._feed(reply, parser, data)
         except (HttpParserError, HttpParserUpgrade, ValueError) as error:
             if not reply.complete:
                 self._fail(reply, Broken(str(error.__context__ or error)))
@@ -305,7 +308,7 @@ class Connection(asyncio.BufferedProtocol):
     def _feed(self, reply: Reply, parser: HttpResponseParser, data: memoryview) -> None:
         """Has the parser read what came. Raises the parser's errors and ValueError.
 
-        1. The parser takes other protocols and empty lines before a response, too: its first byte tells.
+        1. The parser takes other protocols, too: the first byte tells.
         2. The head must end within its bound, counted exactly, whatever comes behind it in the same piece.
         """
         reply.barren += len(data)
@@ -379,3 +382,8 @@ class Connection(asyncio.BufferedProtocol):
     def _fail(self, reply: Reply, failure: ConnectFailed | Broken) -> None:
         self.abort()
         reply.fail(failure)
+
+
+def _begun(data: memoryview) -> memoryview:
+    """What came, without line breaks before it: between answers they say nothing, as the parser has it."""
+    return data if data[0] == _FIRST else data[len(data) - len(bytes(data).lstrip(b"\r\n")) :]
