@@ -466,6 +466,22 @@ def test_a_failed_instance_is_used_again_when_there_is_no_other() -> None:
     assert granted(target, 7.0) == [1]
 
 
+def test_who_failed_on_an_instance_is_kept_away_from_it_for_the_time_he_asks_for() -> None:
+    """Also when there is no other one and supply has confirmed it; it serves others meanwhile."""
+    target = gate(1)
+    ticket = offer(target, 1)
+    granted(target)
+    other = offer(target, 2)
+    target.move(ticket, "i1", Outcome.CONNECT_FAILED, 1, 0.0, 1.5)
+    target.supply(model(instance()), CATALOG, True, 0.5)
+    assert granted(target, 0.5) == [2]
+    target.done(other, Outcome.OK, 0.6)
+    assert granted(target, 1.4) == []
+    target.shift(1.0)
+    assert granted(target, 2.4) == []
+    assert granted(target, 2.5) == [1]
+
+
 def test_an_illegal_step_raises_and_changes_nothing() -> None:
     """A ticket that has ended can't come back."""
     ticket = Ticket(("s", 1), "m", 0.0)

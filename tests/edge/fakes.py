@@ -407,7 +407,7 @@ class Client:
                 while piece := await self.piece():
                     answer.body += piece
             else:
-                length = int(answer.header("content-length") or 0)
+                length = int(answer.header("content-length") or 0) if answer.status != 304 else 0
                 while len(answer.body) < length:
                     piece = await asyncio.wait_for(self.reader.read(length - len(answer.body)), 15)
                     if not piece:

@@ -417,3 +417,33 @@ async def test_a_server_that_has_gone_keeps_no_idle_connections() -> None:
                     await upstream.open("POST", server.url, [], b"")
             assert server.url not in upstream._idle
             await until(lambda: all(one.closed.is_set() for one in server.connections), "all are closed")
+
+
+async def test_requests_to_a_server_that_has_gone_fail_at_once() -> None:
+    """Told so: one that is connecting and one without a byte of an answer may be tried elsewhere; one that
+    has half a head may not; one that is being answered goes on."""
+    said = [b"", b"HTTP/1.1 200", CHUNKED]
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.say(said[connection.number])
+        await connection.gone()
+
+    async with peers(script) as (upstream, server), asyncio.timeout(5):
+        asking = []
+        for number in range(3):
+            asking.append(asyncio.ensure_future(ask(upstream, server)))
+            await until(lambda: len(server.seen) > number, "it has arrived")  # noqa: B023
+        stream = await asking[2]
+        replies = [one._reply for one in upstream._open if one._reply is not None]
+        await until(lambda: sum(one.answered for one in replies) == 2, "half a head has come")
+        connecting = asyncio.ensure_future(ask(upstream, server))
+        await asyncio.sleep(0)
+        upstream.forget(server.url)
+        for one, error in ((connecting, ConnectFailed), (asking[0], ConnectFailed), (asking[1], Broken)):
+            with pytest.raises(error):
+                await one
+        assert (stream.ended, upstream._connecting) == (False, {})
+        await until(lambda: sum(one.closed.is_set() for one in server.connections) >= 2, "they are closed")
+        assert not server.connections[2].closed.is_set()
+        stream.close()

@@ -253,6 +253,12 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def forget(self) -> None:
+        """Its server has gone: a request without the head of an answer fails now. Synchronous."""
+        reply = self._reply
+        if reply is not None and not reply.headed:
+            self._fail(reply, Broken("gone") if reply.answered else ConnectFailed("gone"))
+
     # What a reply says.
 
     def state(self) -> tuple[int, bool]:

@@ -45,6 +45,8 @@ class Upstream:
         self._open: set[Connection] = set()
         self._idle: dict[str, list[Connection]] = {}
         """By origin; the one that has been idle longest comes first."""
+        self._connecting: dict[str, set[asyncio.Timeout]] = {}
+        """By origin: the limits of connections that are being made."""
         self._sweeper: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
 
@@ -77,12 +79,22 @@ class Upstream:
             fresh.slots = slots
             return await fresh.exchange(head, body, bodiless)
         except ConnectFailed:
-            self.forget(url)
+            self._close_idle(origin)
             raise
 
     def forget(self, url: str) -> None:
-        """Closes the idle connections to a server that has gone; `url` is any of its URLs. Synchronous."""
-        for connection in self._idle.pop(_parted(url)[0], ()):
+        """A server has gone; `url` is any of its URLs. Its idle connections are closed, and requests that it
+        has not answered yet fail at once. Synchronous."""
+        origin = _parted(url)[0]
+        self._close_idle(origin)
+        for limit in list(self._connecting.get(origin, ())):
+            if not limit.expired():
+                limit.reschedule(self._loop.time())
+        for connection in [one for one in self._open if one.origin == origin]:
+            connection.forget()
+
+    def _close_idle(self, origin: str) -> None:
+        for connection in self._idle.pop(origin, ()):
             connection.abort()
 
     def _kept(self, origin: str) -> Connection | None:
@@ -95,8 +107,10 @@ class Upstream:
         return None
 
     async def _connect(self, origin: _Origin) -> Connection:
+        connecting = self._connecting.setdefault(origin.url, set())
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout) as limit:
+                connecting.add(limit)
                 if origin.tls and self._tls is None:
                     self._tls = await asyncio.to_thread(ssl.create_default_context)
                 _, connection = await self._loop.create_connection(  # asyncio and uvloop set TCP_NODELAY
@@ -107,6 +121,10 @@ class Upstream:
                 )
         except (OSError, UnicodeError) as error:
             raise ConnectFailed(type(error).__name__) from None
+        finally:
+            connecting.discard(limit)
+            if not connecting:
+                self._connecting.pop(origin.url, None)
         if connection.open:  # else it is gone already, and nobody would take it off the list
             self._open.add(connection)
         return connection

@@ -6,6 +6,8 @@ import re
 from collections import deque
 from typing import NamedTuple
 
+from tidegate_edge.ends import marked
+
 _KEPT = 8192
 """Bytes of the end of a response in which `usage` is looked for."""
 _BEGIN = 2048
@@ -81,9 +83,9 @@ class Tail:
         while self._kept - len(chunks[0]) >= _KEPT:
             self._kept -= len(chunks.popleft())
 
-    def marked(self) -> bool:
-        """Whether the last event is the end mark of a chat or completions stream."""
-        return b"".join(self._chunks)[-64:].rstrip().endswith(b"data: [DONE]")
+    def end(self) -> bytes:
+        """The last bytes, at most 8 KiB."""
+        return b"".join(self._chunks)[-_KEPT:]
 
     def tokens(self, stream: bool, prompt: int) -> Tokens:
         """Tokens of the response as far as it has come; `prompt` is an estimate of the prompt's.
@@ -95,7 +97,7 @@ class Tail:
         3. A stream without one: its events are counted, but for its end mark and those that only say whose
            turn it is (of each choice the first one, in chat).
         """
-        end = b"".join(self._chunks)[-_KEPT:]
+        end = self.end()
         at = end.rfind(_NAME)  # a regular expression over all of it costs several times as much
         while at >= 0 and _USAGE.match(end, at) is None:
             at = end.rfind(_NAME, 0, at)
@@ -109,7 +111,7 @@ class Tail:
             return Tokens(asked, answered)  # 1
         if not stream or not self.events:
             return UNKNOWN
-        empty = self.marked() + len(_ROLE.findall(self._begin))
+        empty = marked(end) + len(_ROLE.findall(self._begin))
         return Tokens(prompt, max(0, self.events - empty), True)  # 3
 
 
