@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from tests.edge.answers import corpus
-from tests.edge.conftest import CHAT, Bench
-from tests.edge.fakes import Answer, Connection, EdgeProcess, ModelServer, ask, control
+from tests.edge.conftest import CHAT, Bench, standing
+from tests.edge.fakes import Answer, Connection, ModelServer, ask
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 KEPT = corpus()
@@ -61,17 +60,9 @@ class Server(ModelServer):
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def one(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     """One edge for all tests of this file."""
-    async with contextlib.AsyncExitStack() as stack:
-        admission, lifecycle, address = await stack.enter_async_context(control())
-        server = await stack.enter_async_context(Server().running())
-        admission.address = server.url
-        folder: Path = tmp_path_factory.mktemp("misbehaviour")
-        edge = EdgeProcess(folder, address, retries={"attempts": 2, "delay": "10ms"})
-        await edge.start()
-        stack.push_async_callback(edge.kill)
-        yield Bench(admission, lifecycle, server, edge, stack)
-        assert not [line for line in edge.lines() if "exception" in line]
-        assert admission.twice == 0
+    folder = tmp_path_factory.mktemp("misbehaviour")
+    async with standing(folder, Server(), retries={"attempts": 2, "delay": "10ms"}) as made:
+        yield made
 
 
 def behave(one: Bench, name: str, behaviour: Behaviour) -> None:
