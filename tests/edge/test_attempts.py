@@ -48,9 +48,9 @@ async def silent(connection: Connection) -> None:
 
 
 async def test_a_stream_costs_little_memory(shared: Bench) -> None:
-    """At most 40 KiB each, 300 at a time, with clients that read. The first test: the edge is new."""
+    """At most 40 KiB each, 500 at a time, with clients that read. The first test: the edge is new."""
     assert shared.edge.process is not None
-    pid, count = shared.edge.process.pid, 300
+    pid, count = shared.edge.process.pid, 500
     go = asyncio.Event()
 
     async def script(connection: Connection) -> None:
@@ -80,7 +80,7 @@ async def test_a_stream_costs_little_memory(shared: Bench) -> None:
         running: list[Client] = []
         before = resident(pid)
         streams = [asyncio.ensure_future(stream()) for _ in range(count)]
-        await until(lambda: len(running) == count, "all are running", 30)
+        await until(lambda: len(running) == count, "all are running", 60)
         growth = (resident(pid) - before) * 1024 / count
         go.set()
         await asyncio.gather(*streams)

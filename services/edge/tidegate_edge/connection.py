@@ -15,7 +15,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 Headers = list[tuple[bytes, bytes]]
 
-INCOMING = 64 * 1024
+INCOMING = 32 * 1024
 """Bytes that are read from a connection at a time; all connections share one buffer of that size."""
 _UNREAD = 32 * 1024
 """Bytes of a body after which the connection isn't read until they are taken. With what is read at a time, it
