@@ -208,7 +208,7 @@ def in_stream(path: bytes, error: dict[str, Any]) -> bytes:
     chat, completions and audio end with [DONE] as vLLM does; responses and messages have named events and
     no end mark. The object always has a truthy `error`, at which openai-python raises.
     """
-    if path == b"/v1/responses":
+    if path.startswith(b"/v1/responses"):
         event = {"type": "error", "sequence_number": 0, **_flat(error), "error": error}
         return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
     if path == b"/v1/messages":
