@@ -16,7 +16,7 @@ from tests.support.until import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-EDGE = {"head_timeout": "1s", "write_timeout": "1s", "idle_timeout": "3s", "max_body": "32MiB"}
+EDGE = {"head_timeout": "1s", "write_timeout": "1s", "max_body": "32MiB"}
 GET = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
 STREAM = post(body=b'{"model":"small","stream":true,"x":%s}' % FLOOD)
 LARGEST_QUEUE = 512 * 1024
@@ -30,8 +30,9 @@ async def drip(port: int, data: bytes, begin: int) -> Talk:
     async def send() -> None:
         await wire.say(data[:begin])
         for byte in data[begin:]:
-            await wire.say(bytes([byte]))
-            await asyncio.sleep(0.1)
+            if not wire.reader.at_eof():
+                await wire.say(bytes([byte]))
+                await asyncio.sleep(0.1)
 
     sending = asyncio.ensure_future(send())
     try:
@@ -64,16 +65,6 @@ async def test_five_hundred_dripping_clients_are_ended_and_others_served(edge: A
     assert edge.memory() - before <= GROWTH
 
 
-async def test_who_sends_nothing_is_closed_without_a_word(edge: Attacked) -> None:
-    """Before the first request and between two: that is no error."""
-    silent_one, kept = await edge.wire(), await edge.wire()
-    await kept.say(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
-    assert (await kept.answer()).status == 200
-    for wire in (silent_one, kept):
-        talk = await wire.rest()
-        assert (talk.answers, talk.reset) == ([], False)
-
-
 @pytest.mark.parametrize("what", ["a stream", "pages"])
 async def test_who_reads_nothing_is_bounded_and_cut_on_the_wire(edge: Attacked, what: str) -> None:
     """Fifty of them: a few hundred KiB each in the kernel, little in the edge, and after write_timeout the
@@ -93,7 +84,7 @@ async def test_who_reads_nothing_is_bounded_and_cut_on_the_wire(edge: Attacked, 
         largest = max([largest, *(now[port] for port in ports & now.keys())])
         return not ports & now.keys()
 
-    await until(gone, "all of them are cut", 20)
+    await until(gone, "all of them are cut", 40)
     assert 0 < largest <= LARGEST_QUEUE
     assert grown <= GROWTH
     await until(lambda: not edge.flooding, "their streams have ended")
