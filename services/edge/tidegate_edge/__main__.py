@@ -8,7 +8,7 @@ import sys
 
 import structlog
 
-from tidegate_chassis import process, telemetry
+from tidegate_chassis import process, rpc, telemetry
 from tidegate_chassis.config import effective
 from tidegate_edge.app import App
 from tidegate_edge.catalog import Catalog
@@ -38,6 +38,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
     status = Status(settings.admission_address, settings.lifecycle_address)
     server = HttpServer(App(edge, status), settings.listen)
     links = [asyncio.create_task(session.run()), asyncio.create_task(catalog.run())]
+    links.append(asyncio.create_task(rpc.watch_certificates()))
     try:
         url = await server.start()
         await asyncio.to_thread(telemetry.serve_metrics, settings.metrics_listen, edge.metrics.registry)
@@ -58,7 +59,6 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
             link.cancel()
         await asyncio.wait(links, timeout=_LAST)
         await upstream.close()
-        await status.close()
 
 
 async def _drain(edge: Edge) -> None:
@@ -78,6 +78,7 @@ def main() -> int:
     path = process.command_line("edge", problems)
     loaded = load(path)
     telemetry.set_up("edge", loaded.telemetry)
+    rpc.secure(loaded.tls)
     log.info("settings", edge=effective(loaded.edge), telemetry=effective(loaded.telemetry))
     # What was imported is never garbage; looking at it in every full collection is a pause for all streams.
     gc.freeze()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tidegate_chassis import config
+from tidegate_chassis import config, tls
 from tidegate_chassis.config import ConfigError, Document, Problem, Settings, TelemetrySettings, later
-from tidegate_chassis.kinds import Address, Choice, Duration, Kind, Number, Size, Whole
+from tidegate_chassis.kinds import Address, Choice, Duration, Kind, Number, Size, Whole, is_loopback
 
 ADMISSION_LISTEN = "127.0.0.1:7071"
 LIFECYCLE_LISTEN = "127.0.0.1:7072"
@@ -119,6 +118,8 @@ class Loaded:
     document: Document
     edge: EdgeSettings
     telemetry: TelemetrySettings
+    tls: tls.Files | None
+    """For gRPC; None = it is plain."""
 
 
 def load(path: str | Path) -> Loaded:
@@ -140,6 +141,7 @@ def _examine(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
     found = document.problems
     telemetry = config.check(TelemetrySettings, document.section("telemetry"), "telemetry", found)
     edge = config.check(EdgeSettings, document.section("edge"), "edge", found)
+    files = tls.check_section(document, "", "", found)
     if edge is None or telemetry is None:
         return None, found
     found.extend(_judge(edge, document))
@@ -148,16 +150,7 @@ def _examine(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
         own = getattr(edge, f"{name}_address")
         peer = None if own else config.check(_Listener, document.section(name), name, found)
         addresses[f"{name}_address"] = own or (peer.listen if peer and peer.listen else default)
-    return Loaded(document, edge.model_copy(update=addresses), telemetry), found
-
-
-def is_loopback(listen: str) -> bool:
-    """Whether an address is reachable from this machine alone."""
-    host = listen.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return Loaded(document, edge.model_copy(update=addresses), telemetry, files), found
 
 
 def _judge(edge: EdgeSettings, document: Document) -> list[Problem]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-import grpc
 from google.protobuf.message import Message
+from grpc import aio
 
 from tidegate.admission.v1 import admission_pb2, admission_pb2_grpc
 from tidegate.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
@@ -27,20 +27,12 @@ class Status:
     def __init__(self, admission: str, lifecycle: str) -> None:
         """Addresses of the two services."""
         self.version = VERSION
-        self._channels = [rpc.channel(admission), rpc.channel(lifecycle)]
-        self._admission = admission_pb2_grpc.AdmissionServiceStub(self._channels[0])
-        self._lifecycle = lifecycle_pb2_grpc.LifecycleServiceStub(self._channels[1])
-
-    async def close(self) -> None:
-        """Closes the channels."""
-        for channel in self._channels:
-            await channel.close()
+        self._admission, self._lifecycle = admission, lifecycle
 
     async def snapshot(self, edge: Edge) -> dict[str, Any]:
         """The whole of it."""
         queues, world = await asyncio.gather(
-            _asked(self._admission.GetQueues(admission_pb2.GetQueuesRequest(), timeout=_PATIENCE)),
-            _asked(self._lifecycle.GetStatus(lifecycle_pb2.GetStatusRequest(), timeout=_PATIENCE)),
+            _asked(self._admission, _queues), _asked(self._lifecycle, _status)
         )
         admission = queues | queues.pop("queues", {})
         models = {model.name: {"state": model.state} for model in edge.catalog.models()}
@@ -68,13 +60,24 @@ class Status:
         }
 
 
-async def _asked(call: Awaitable[Message]) -> dict[str, Any]:
+def _queues(channel: aio.Channel) -> Awaitable[Message]:
+    stub = admission_pb2_grpc.AdmissionServiceStub(channel)
+    return stub.GetQueues(admission_pb2.GetQueuesRequest(), timeout=_PATIENCE)
+
+
+def _status(channel: aio.Channel) -> Awaitable[Message]:
+    stub = lifecycle_pb2_grpc.LifecycleServiceStub(channel)
+    return stub.GetStatus(lifecycle_pb2.GetStatusRequest(), timeout=_PATIENCE)
+
+
+async def _asked(address: str, ask: Callable[[aio.Channel], Awaitable[Message]]) -> dict[str, Any]:
+    """The answer of a service. Each has a connection of its own, by the TLS files of now; leaving the channel
+    cancels what hasn't ended."""
     try:
-        return {"reachable": True, **as_dict(await call)}
-    except grpc.RpcError as error:
-        return {"reachable": False, "problem": str(error.code().name)}
-    finally:
-        call.cancel()  # type: ignore[attr-defined]
+        async with rpc.channel(address) as channel:
+            return {"reachable": True, **as_dict(await ask(channel))}
+    except aio.AioRpcError as error:
+        return {"reachable": False, "problem": error.code().name}
 
 
 def _without(entry: dict[str, Any], *names: str) -> dict[str, Any]:

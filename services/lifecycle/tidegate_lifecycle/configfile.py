@@ -18,8 +18,8 @@ log = structlog.get_logger("tidegate.config")
 PACE = 0.5
 """Seconds between two looks at the file. A change counts when two of them have seen the same: editors write
 in several steps, or put another file in its place."""
-OTHERS = ("edge", "admission", "tenants")
-"""Sections that other services read, at their start."""
+AT_START = ("edge", "admission", "tenants", "tls")
+"""Sections that are read at the start of a service alone, most of them by other ones."""
 
 Look = tuple[int, int, int] | None
 """Time of the last change, size and inode; None = there is no such file."""
@@ -78,7 +78,7 @@ class ConfigFile:
         if loaded.needs_devices and not started.needs_devices and "lifecycle.devices" not in keys:
             keys += ("lifecycle.devices",)  # they weren't looked at, because no model was to run here
         keys += needs_restart(started.telemetry, loaded.telemetry, "telemetry")
-        return keys + tuple(name for name in OTHERS if before.section(name) != after.section(name))
+        return keys + tuple(name for name in AT_START if before.section(name) != after.section(name))
 
 
 def _look(path: Path) -> Look:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tidegate_chassis import tls
 from tidegate_chassis.config import (
     Document,
     Problem,
@@ -120,6 +121,8 @@ class Loaded:
     """The hub's cache, for containers; None = it isn't mounted."""
     entries: dict[str, ModelSettings]
     """The models as the file has them, `defaults` merged in."""
+    tls: tls.Files | None
+    """For gRPC; None = it is plain."""
 
     @property
     def needs_devices(self) -> bool:
@@ -169,8 +172,10 @@ def _check(document: Document) -> tuple[Loaded | None, list[Problem]]:
     found = list(document.problems)
     lifecycle = check(LifecycleSettings, document.section("lifecycle"), "lifecycle", found)
     telemetry = check(TelemetrySettings, document.section("telemetry"), "telemetry", found)
+    files = None
     if lifecycle is not None:
         _check_devices(lifecycle, found)
+        files = tls.check_section(document, "lifecycle.listen", lifecycle.listen, found)
     entries = read_models(document, found)
     check_names(entries, found)
     for name, entry in entries.items():
@@ -188,7 +193,8 @@ def _check(document: Document) -> tuple[Loaded | None, list[Problem]]:
     )
     folders = document.path.resolve().parent, document.resolve(lifecycle.data_dir)
     hub_cache = document.resolve(lifecycle.hf_cache) if lifecycle.hf_cache else None
-    return Loaded(document, lifecycle, telemetry, Catalog(models), specs, *folders, hub_cache, entries), found
+    catalog = Catalog(models)
+    return Loaded(document, lifecycle, telemetry, catalog, specs, *folders, hub_cache, entries, files), found
 
 
 def _check_devices(lifecycle: LifecycleSettings, found: list[Problem]) -> None:
