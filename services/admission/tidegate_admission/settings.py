@@ -11,9 +11,10 @@ from pydantic import Field
 
 from tidegate_admission.fairness import DEFAULT_TENANT, TenantRule, Tenants
 from tidegate_admission.ticket import Band
-from tidegate_chassis import config, tls
+from tidegate_chassis import config
 from tidegate_chassis.config import Document, Problem, Settings, TelemetrySettings
 from tidegate_chassis.kinds import Address, Choice, Duration, Whole
+from tidegate_chassis.tls import TlsFiles, check_section
 
 TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -81,7 +82,7 @@ class Loaded:
     tenants: Tenants
     lifecycle_address: str
     """Where lifecycle is reached."""
-    tls: tls.Files | None
+    tls: TlsFiles | None
     """For gRPC; None = it is plain."""
 
     def effective(self) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def _load(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
     if admission.max_concurrent > admission.max_queue:
         words = "is larger than admission.max_queue: a burst is refused although slots would be free soon"
         problems.append(Problem("admission.max_concurrent", words, warning=True))
-    files = tls.check_section(document, "admission.listen", admission.listen, problems)
+    files = check_section(document, "admission.listen", admission.listen, problems)
     address = admission.lifecycle_address or _lifecycle_listen(document)
     return Loaded(document, admission, telemetry, tenants, address, files), problems
 

@@ -22,7 +22,7 @@ from grpc_status import rpc_status
 from tidegate_chassis import telemetry
 from tidegate_chassis.config import ConfigError, Problem
 from tidegate_chassis.errors import Refused
-from tidegate_chassis.tls import Certificates, Credentials, Files
+from tidegate_chassis.tls import Certificates, Credentials, TlsFiles
 
 DOMAIN = "tidegate"
 log = structlog.get_logger("tidegate.rpc")
@@ -67,7 +67,7 @@ _TLS_CHANNEL = [*_CHANNEL, ("grpc.min_reconnect_backoff_ms", 3_000)]
 _certificates: Certificates | None = None
 
 
-def secure(files: Files | None) -> None:
+def secure(files: TlsFiles | None) -> None:
     """From now on this process speaks TLS on every address but Unix sockets; None = it doesn't. It reads the
     files, and blocks: before there is an event loop. ConfigError when they can't be used.
     """

@@ -31,19 +31,19 @@ SOON = 3 * 86400.0
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _MAX = 253402300800.0
 """Seconds since 1970 of the year 10000: certificates that never expire say the second before."""
-_PATH = Text(r"[^\x00-\x1f]*", "a path")
+PATH = Text(r"[^\x00-\x1f]*", "a path")
 
 
 class TlsSettings(Settings):
     """Section `tls`: gRPC between the services, on every address of the form `host:port`."""
 
-    cert: Annotated[str, _PATH] = Field(
+    cert: Annotated[str, PATH] = Field(
         "",
         description="File with the certificate that a service shows to the others, then those that lead to "
         "`ca` (PEM). It names the hosts at which the service is reached. Read again when it changes.",
     )
-    key: Annotated[str, _PATH] = Field("", description="File with its private key (PEM, no password).")
-    ca: Annotated[str, _PATH] = Field(
+    key: Annotated[str, PATH] = Field("", description="File with its private key (PEM, no password).")
+    ca: Annotated[str, PATH] = Field(
         "",
         description="File with the certificates of those who sign the others' (PEM). Empty = gRPC is neither "
         "encrypted nor guarded.",
@@ -54,7 +54,7 @@ class TlsSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Files:
+class TlsFiles:
     """The files of one section."""
 
     section: str
@@ -88,7 +88,7 @@ class Credentials:
     """When the certificate expires, in seconds since 1970; infinite without one."""
 
 
-def read(files: Files, now: float) -> tuple[Credentials | None, list[Problem]]:
+def read(files: TlsFiles, now: float) -> tuple[Credentials | None, list[Problem]]:
     """Reads and checks the files: what they hold, or None, and what is wrong or odd. It blocks.
 
     1. Each can be read and holds what it should. 2. The key is the certificate's. 3. It is valid `now`, in
@@ -117,7 +117,7 @@ def read(files: Files, now: float) -> tuple[Credentials | None, list[Problem]]:
 class Certificates:
     """The credentials of one section as its files have them by now. One task, `watch`, changes them."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: TlsFiles) -> None:
         """Reads them; ConfigError when they can't be used. It blocks: not for an event loop."""
         self.files = files
         self._looks = self._done = _looks(files)
@@ -158,7 +158,7 @@ class Certificates:
             log.warning("a certificate in use expires soon: renew it", where=where, valid_until=_said(ends))
 
 
-def check_section(document: Document, listens: str, address: str, found: list[Problem]) -> Files | None:
+def check_section(document: Document, listens: str, address: str, found: list[Problem]) -> TlsFiles | None:
     """Section `tls` of a service, checked with its files; None = gRPC is plain, or the section is wrong.
 
     `listens` is the key with the address on which the service listens for gRPC ("" = on none), `address` its
@@ -176,25 +176,38 @@ def check_section(document: Document, listens: str, address: str, found: list[Pr
     return files if files.ca else None
 
 
+def check_server(files: TlsFiles, found: list[Problem]) -> TlsFiles | None:
+    """The files of a server that asks nobody for a certificate, checked; None = it is plain, or they are
+    wrong. Adds to `found` what is wrong or odd."""
+    missing = list(_unpaired(files))
+    found += missing or read(files, time.time())[1]
+    return files if files.cert and not missing else None
+
+
 def files_of(
     document: Document, section: str, cert: str, key: str, ca: str = "", mutual: bool = False
-) -> Files:
+) -> TlsFiles:
     """The files that a section's keys name, relative to the configuration's folder."""
     paths = [document.resolve(path) if path else None for path in (cert, key, ca)]
-    return Files(section, paths[0], paths[1], paths[2], mutual)
+    return TlsFiles(section, paths[0], paths[1], paths[2], mutual)
 
 
-def _missing(files: Files, served: bool) -> Iterator[Problem]:
-    """Keys that are left out beside those that are given."""
+def _unpaired(files: TlsFiles) -> Iterator[Problem]:
     if bool(files.cert) != bool(files.key):
-        yield Problem("tls.key" if files.cert else "tls.cert", "is required: cert and key belong together")
-    elif files.cert and not files.ca:
+        where = f"{files.section}.{'key' if files.cert else 'cert'}"
+        yield Problem(where, "is required: cert and key belong together")
+
+
+def _missing(files: TlsFiles, served: bool) -> Iterator[Problem]:
+    """Keys of section `tls` that are left out beside those that are given."""
+    yield from _unpaired(files)
+    if files.cert and not files.ca:
         yield Problem("tls.ca", "is required with cert and key: it says whose certificates are trusted")
-    elif files.ca and not files.cert and served:
+    elif files.ca and not files.cert and not files.key and served:
         yield Problem("tls.cert", "is required with tls.ca, for a service that listens on TCP")
 
 
-def _unguarded(files: Files, listens: str, address: str) -> Iterator[Problem]:
+def _unguarded(files: TlsFiles, listens: str, address: str) -> Iterator[Problem]:
     """What lets others operate a service that is reachable from elsewhere."""
     elsewhere = f"{address} is reachable from elsewhere, and who can connect operates the service"
     if not files.ca:
@@ -235,6 +248,7 @@ def _context(cert: bytes, key: bytes) -> ssl.SSLContext:
     """TLS 1.2 or later for HTTP/1.1. SSLError when certificate and key don't go together."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     # The module reads files alone. This one is in memory: what is used is what was checked.
     with os.fdopen(os.memfd_create("tls", os.MFD_CLOEXEC), "wb") as file:
@@ -253,7 +267,7 @@ def _no_password() -> NoReturn:
     raise _PasswordNeeded
 
 
-def _unusable(files: Files, error: ssl.SSLError) -> Problem:
+def _unusable(files: TlsFiles, error: ssl.SSLError) -> Problem:
     where = f"{files.section}.key"
     if isinstance(error, _PasswordNeeded):
         return Problem(where, f"{files.key} is guarded by a password; give one without")
@@ -279,7 +293,7 @@ def _said(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M UTC") if moment < _MAX else "never"
 
 
-def _looks(files: Files) -> tuple[tuple[int, int, int] | None, ...]:
+def _looks(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
     """For each file the time of its last change, size and inode; None = it isn't there."""
     return tuple(_look(path) for _, path in files.given())
 

@@ -10,6 +10,7 @@ import structlog
 
 from tidegate_chassis import process, rpc, telemetry
 from tidegate_chassis.config import effective
+from tidegate_chassis.tls import Certificates
 from tidegate_edge.app import App
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.downstream.server import Limits, Server, bind, url_of
@@ -28,8 +29,9 @@ _LAST = 0.5
 """Seconds for each step after that; the process is gone within 7 s of the signal."""
 
 
-async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
-    """Serves until `stop` is set, then drains. What a link to another service dies of is raised: fatal."""
+async def serve(loaded: Loaded, stop: asyncio.Event, certificates: Certificates | None = None) -> None:
+    """Serves until `stop` is set, then drains. What a link to another service dies of is raised: fatal.
+    `certificates`: for clients; None = HTTP is plain."""
     settings = loaded.edge
     session = Session(settings.admission_address, settings.control_grace)
     catalog = Catalog(settings.lifecycle_address)
@@ -39,10 +41,12 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
     server = Server(App(edge, status), _limits(settings), edge.refused)
     links = [asyncio.create_task(session.run()), asyncio.create_task(catalog.run())]
     links.append(asyncio.create_task(rpc.watch_certificates()))
+    if certificates is not None:
+        links.append(asyncio.create_task(certificates.watch()))
     try:
         listening = await asyncio.to_thread(bind, settings.listen)
-        url = url_of(listening)
-        await server.start(listening)
+        url = url_of(listening, certificates is not None)
+        await server.start(listening, certificates)
         await asyncio.to_thread(telemetry.serve_metrics, settings.metrics_listen, edge.metrics.registry)
         line = f"listening on {url}"
         log.info(line)
@@ -90,12 +94,13 @@ def main() -> int:
     loaded = load(path)
     telemetry.set_up("edge", loaded.telemetry)
     rpc.secure(loaded.tls)
+    certificates = Certificates(loaded.https) if loaded.https else None
     log.info("settings", edge=effective(loaded.edge), telemetry=effective(loaded.telemetry))
     # What was imported is never garbage; looking at it in every full collection is a pause for all streams.
     gc.freeze()
     gc.set_threshold(5_000, 20, 20)
     try:
-        return process.run(lambda stop: serve(loaded, stop))
+        return process.run(lambda stop: serve(loaded, stop, certificates))
     finally:
         telemetry.shut_down()
 

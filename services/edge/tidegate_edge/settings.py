@@ -9,9 +9,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tidegate_chassis import config, tls
+from tidegate_chassis import config
 from tidegate_chassis.config import ConfigError, Document, Problem, Settings, TelemetrySettings, later
 from tidegate_chassis.kinds import Address, Choice, Duration, Kind, Number, Size, Whole, is_loopback
+from tidegate_chassis.tls import PATH, TlsFiles, check_section, check_server, files_of
 
 ADMISSION_LISTEN = "127.0.0.1:7071"
 LIFECYCLE_LISTEN = "127.0.0.1:7072"
@@ -46,6 +47,17 @@ class Retries(Settings):
     )
 
 
+class EdgeTls(Settings):
+    """`edge.tls`: HTTPS on `edge.listen`."""
+
+    cert: Annotated[str, PATH] = Field(
+        "",
+        description="File with the certificate that clients are shown, then those that lead to its root "
+        "(PEM). With it `listen` speaks HTTPS alone. Read again when it changes.",
+    )
+    key: Annotated[str, PATH] = Field("", description="File with its private key (PEM, no password).")
+
+
 class EdgeSettings(Settings):
     """Section `edge`."""
 
@@ -53,6 +65,7 @@ class EdgeSettings(Settings):
         "127.0.0.1:8080",
         description="Where clients connect. Beyond loopback it needs keys, or `auth: none`.",
     )
+    tls: EdgeTls = Field(EdgeTls(), description="HTTPS for clients.")
     workers: Annotated[int, Whole(1, 64)] = later(
         1, "one process serves; run more edges instead", "Edge processes on `listen`."
     )
@@ -129,8 +142,10 @@ class Loaded:
     document: Document
     edge: EdgeSettings
     telemetry: TelemetrySettings
-    tls: tls.Files | None
+    tls: TlsFiles | None
     """For gRPC; None = it is plain."""
+    https: TlsFiles | None
+    """For clients; None = HTTP is plain."""
 
 
 def load(path: str | Path) -> Loaded:
@@ -152,16 +167,17 @@ def _examine(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
     found = document.problems
     telemetry = config.check(TelemetrySettings, document.section("telemetry"), "telemetry", found)
     edge = config.check(EdgeSettings, document.section("edge"), "edge", found)
-    files = tls.check_section(document, "", "", found)
+    files = check_section(document, "", "", found)
     if edge is None or telemetry is None:
         return None, found
     found.extend(_judge(edge, document))
+    https = check_server(files_of(document, "edge.tls", edge.tls.cert, edge.tls.key), found)
     addresses = {}
     for name, default in (("admission", ADMISSION_LISTEN), ("lifecycle", LIFECYCLE_LISTEN)):
         own = getattr(edge, f"{name}_address")
         peer = None if own else config.check(_Listener, document.section(name), name, found)
         addresses[f"{name}_address"] = own or (peer.listen if peer and peer.listen else default)
-    return Loaded(document, edge.model_copy(update=addresses), telemetry, files), found
+    return Loaded(document, edge.model_copy(update=addresses), telemetry, files, https), found
 
 
 def _judge(edge: EdgeSettings, document: Document) -> list[Problem]:

@@ -8,7 +8,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tidegate_chassis import tls
 from tidegate_chassis.config import (
     Document,
     Problem,
@@ -19,6 +18,7 @@ from tidegate_chassis.config import (
     require,
 )
 from tidegate_chassis.kinds import Address, Choice, Duration, Number, Size, Text
+from tidegate_chassis.tls import TlsFiles, check_section
 from tidegate_lifecycle.catalog import Catalog, DeviceSpec, Model
 from tidegate_lifecycle.docker_settings import DockerSettings
 from tidegate_lifecycle.footprints.settings import FootprintSettings
@@ -121,7 +121,7 @@ class Loaded:
     """The hub's cache, for containers; None = it isn't mounted."""
     entries: dict[str, ModelSettings]
     """The models as the file has them, `defaults` merged in."""
-    tls: tls.Files | None
+    tls: TlsFiles | None
     """For gRPC; None = it is plain."""
 
     @property
@@ -175,7 +175,7 @@ def _check(document: Document) -> tuple[Loaded | None, list[Problem]]:
     files = None
     if lifecycle is not None:
         _check_devices(lifecycle, found)
-        files = tls.check_section(document, "lifecycle.listen", lifecycle.listen, found)
+        files = check_section(document, "lifecycle.listen", lifecycle.listen, found)
     entries = read_models(document, found)
     check_names(entries, found)
     for name, entry in entries.items():

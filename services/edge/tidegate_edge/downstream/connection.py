@@ -30,8 +30,10 @@ _END = b"\r\n\r\n"
 
 
 class Stage(Enum):
-    """What the connection is waiting for. IDLE -> HEAD -> ANSWER -> IDLE; each of them -> LAST (final)."""
+    """What the connection is waiting for. With TLS HANDSHAKE -> IDLE; IDLE -> HEAD -> ANSWER -> IDLE; each of
+    them -> LAST (final)."""
 
+    HANDSHAKE = "the client's part of the TLS handshake"
     IDLE = "the first byte of a request"
     HEAD = "the rest of a request's head"
     ANSWER = "the application"
@@ -78,10 +80,10 @@ class Connection(asyncio.Protocol):
 
     def expired(self) -> None:
         """The time of its stage has passed."""
-        if self.unsent or self._exchange is not None:
+        if self.unsent or self._exchange is not None or self.stage is Stage.HANDSHAKE:
             self.cut(reset=True)
         elif self.stage is Stage.HEAD:
-            self._refuse(Failure("request_timeout", "The request's head came too slowly."))
+            self.refuse(Failure("request_timeout", "The request's head came too slowly."))
         else:
             self.close()
 
@@ -161,9 +163,15 @@ class Connection(asyncio.Protocol):
             self.client = (str(name[0]), int(name[1]))
         self.secure = made.get_extra_info("ssl_object") is not None
         if self.server.welcome(self):
-            self._to(Stage.IDLE)
+            self._to(Stage.HANDSHAKE if self.secure else Stage.IDLE)
         else:
-            self._refuse(Failure("server_is_overloaded", "Too many connections; try again soon."))
+            self.refuse(Failure("server_is_overloaded", "Too many connections; try again soon."))
+            if self.secure:  # without a handshake it hears nothing
+                self.close()
+
+    def encrypted(self) -> None:
+        """The TLS handshake is over."""
+        self._to(Stage.IDLE)
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
@@ -225,14 +233,14 @@ class Connection(asyncio.Protocol):
                 self._to(Stage.HEAD)
             line = pending.find(b"\n")
             if line >= 0 and pending[line - 1 : line] != b"\r":
-                self._refuse(Failure("bad_request", "The request is malformed: a line ends without CR."))
+                self.refuse(Failure("bad_request", "The request is malformed: a line ends without CR."))
             return
         try:
             if end > longest or end < 0:
                 raise Failure("headers_too_large", f"The request's head is longer than {longest} bytes.")
             head = parse_head(pending[:end])
         except Failure as failure:
-            self._refuse(failure)
+            self.refuse(failure)
             return
         self._pending = pending[end + 4 :]
         self._exchange = exchange = Exchange(self, head)
@@ -275,7 +283,7 @@ class Connection(asyncio.Protocol):
         if transport.can_write_eof():
             transport.write_eof()
 
-    def _refuse(self, failure: Failure) -> None:
+    def refuse(self, failure: Failure) -> None:
         """Answers what is no request, and closes."""
         self.server.refused(failure)
         body = failure.body()
