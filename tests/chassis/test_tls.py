@@ -77,7 +77,8 @@ def test_dates_of_certificates_are_read(
 @given(st.data())
 def test_damaged_certificates_are_told_as_such(data: st.DataObject) -> None:
     """Cut off, or with other bytes: a ValueError or dates, never another error and never a hang."""
-    whole = bytearray(_signed(*(datetime.datetime(year, 1, 1, tzinfo=datetime.UTC) for year in (2020, 2050))))
+    begins, ends = (datetime.datetime(year, 1, 1, tzinfo=datetime.UTC) for year in (2020, 2050))
+    whole = bytearray(_signed(begins, ends))
     for _ in range(data.draw(st.integers(0, 3))):
         whole[data.draw(st.integers(0, 150))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ValueError):
