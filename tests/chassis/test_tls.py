@@ -16,7 +16,7 @@ import structlog
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ from tests.support.certificates import Authority, put
 from tests.support.until import until
 from tidegate_chassis import config, tls
 from tidegate_chassis.config import ConfigError, Problem
-from tidegate_chassis.der import validity
+from tidegate_chassis.der import key_algorithm, validity
 from tidegate_chassis.tls import Certificates, TlsFiles, check_section
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -73,7 +73,7 @@ def test_dates_of_certificates_are_read(
     assert validity(_signed(begins, ends, serial)) == (begins.timestamp(), ends.timestamp())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damaged_certificates_are_told_as_such(data: st.DataObject) -> None:
     """Cut off, or with other bytes: a ValueError or dates, never another error and never a hang."""
@@ -81,8 +81,10 @@ def test_damaged_certificates_are_told_as_such(data: st.DataObject) -> None:
     whole = bytearray(_signed(begins, ends))
     for _ in range(data.draw(st.integers(0, 3))):
         whole[data.draw(st.integers(0, 150))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(ValueError):
-        validity(bytes(whole[: data.draw(st.integers(0, 400))]))
+    whole = whole[: data.draw(st.integers(0, 400))]
+    for read in (validity, key_algorithm):
+        with contextlib.suppress(ValueError):
+            read(bytes(whole))
 
 
 def test_what_can_not_be_used_is_refused(authority: Authority, tmp_path: Path) -> None:
@@ -122,6 +124,31 @@ def test_what_can_not_be_used_is_refused(authority: Authority, tmp_path: Path) -
         found = _found(tmp_path, {**own, **change})
         assert [(problem.path, words in problem.message) for problem in found] == [(path, True)], found
         assert not found[0].warning
+
+
+def test_keys_that_grpc_can_not_use_are_refused(tmp_path: Path) -> None:
+    """Certificates of kinds that only HTTPS takes say so at the start, not at the first handshake."""
+    begins = datetime.datetime.now(datetime.UTC)
+    ends = begins + datetime.timedelta(days=9)
+    cases: list[tuple[str, Any, Any]] = [
+        ("Ed25519", ed25519.Ed25519PrivateKey.generate(), None),
+        ("Ed448", ed448.Ed448PrivateKey.generate(), None),
+        ("P-521", ec.generate_private_key(ec.SECP521R1()), hashes.SHA512()),
+        ("", ec.generate_private_key(ec.SECP384R1()), hashes.SHA384()),
+        ("", rsa.generate_private_key(65537, 2048), hashes.SHA256()),
+    ]
+    for kind, key, algorithm in cases:
+        build = x509.CertificateBuilder(NAME, NAME, key.public_key(), 1, begins, ends)
+        cert = build.sign(key, algorithm).public_bytes(serialization.Encoding.PEM)
+        form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        put(tmp_path / "own.pem", cert)
+        put(tmp_path / "own.key", key.private_bytes(*form))
+        found = _found(tmp_path, {"cert": "own.pem", "key": "own.key", "ca": "own.pem"})
+        assert [(one.path, f"of the kind {kind}," in one.message) for one in found] == (
+            [("tls.cert", True)] if kind else []
+        )
+        https = TlsFiles("edge.tls", tmp_path / "own.pem", tmp_path / "own.key")
+        assert tls.read(https, time.time())[1] == []
 
 
 def test_relative_paths_and_words_between_certificates(authority: Authority, tmp_path: Path) -> None:

@@ -330,6 +330,24 @@ def test_what_is_no_tls_is_told_or_closed(authority: Authority) -> None:
     run(scenario())
 
 
+def test_an_answer_before_the_end_of_a_body_arrives(authority: Authority) -> None:
+    """A client that goes on sending megabytes gets the whole answer that came before, and then the end."""
+
+    async def scenario() -> None:
+        async with site(authority, hello) as one:
+            client = Client(*await one.open())
+            client.writer.write(b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 9000000\r\n\r\n")
+            for _ in range(20):
+                client.writer.write(b"x" * 100_000)
+            answer = await client.whole()
+            assert (answer.complete, answer.body) == (True, b"hello")
+            assert await client.reader.read() == b""
+            client.leave()
+            await one.empty()
+
+    run(scenario())
+
+
 class Handmade:
     """A client whose records can be spoilt."""
 

@@ -1,34 +1,45 @@
-"""The one thing of a certificate's inside that is needed here, and that `ssl` doesn't tell: its dates."""
+"""What is needed of a certificate's inside and `ssl` doesn't tell: its dates, and the kind of its key."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
-_SEQUENCE, _VERSION, _UTC_TIME = 0x30, 0xA0, 0x17
+_VERSION, _UTC_TIME = 0xA0, 0x17
+
+Element = tuple[int, int, int]
+"""Tag, start and end of the content; the end is where the next one begins."""
 
 
 def validity(der: bytes) -> tuple[float, float]:
-    """From when and until when a certificate is valid, in seconds since 1970; ValueError when it is none.
-
-    RFC 5280, 4.1: a sequence, in it the signed part, in it, after a version that may be left out, serial
-    number, algorithm, issuer and the validity.
-    """
-    certificate = _element(der, 0)
-    signed = _element(der, certificate[1])
-    at = signed[1]
-    if der[at : at + 1] == bytes([_VERSION]):
-        at = _element(der, at)[2]
-    for _ in range(3):
-        at = _element(der, at)[2]
-    tag, start, _ = _element(der, at)
-    if tag != _SEQUENCE:
-        raise ValueError("no validity")
-    begins = _element(der, start)
+    """From when and until when a certificate is valid, in seconds since 1970; ValueError when it is none."""
+    dates = _signed(der)[3]
+    begins = _element(der, dates[1])
     return _moment(der, begins), _moment(der, _element(der, begins[2]))
 
 
-def _element(der: bytes, at: int) -> tuple[int, int, int]:
-    """Tag, start and end of the content of an element (X.690, 8.1); its end is where the next one begins."""
+def key_algorithm(der: bytes) -> bytes:
+    """The identifier of a certificate's kind of key, its curve included; ValueError when it is none."""
+    key = _signed(der)[5]
+    _, start, end = _element(der, key[1])
+    return der[start:end]
+
+
+def _signed(der: bytes) -> list[Element]:
+    """Serial number, algorithm, issuer, validity, subject and key, after a version that may be left out: the
+    signed part, which is the first thing in a certificate (RFC 5280, 4.1)."""
+    certificate = _element(der, 0)
+    at = _element(der, certificate[1])[1]
+    if der[at : at + 1] == bytes([_VERSION]):
+        at = _element(der, at)[2]
+    found: list[Element] = []
+    for _ in range(6):
+        found.append(_element(der, at))
+        at = found[-1][2]
+    return found
+
+
+def _element(der: bytes, at: int) -> Element:
+    """The element that begins there (X.690, 8.1)."""
     if at + 2 > len(der):
         raise ValueError("it ends too early")
     tag, length, start = der[at], der[at + 1], at + 2
@@ -40,7 +51,7 @@ def _element(der: bytes, at: int) -> tuple[int, int, int]:
     return tag, start, start + length
 
 
-def _moment(der: bytes, element: tuple[int, int, int]) -> float:
+def _moment(der: bytes, element: Element) -> float:
     """A UTCTime or GeneralizedTime, in seconds since 1970. Years of two digits are 1950 to 2049."""
     tag, start, end = element
     text = der[start:end].decode("ascii")

@@ -18,7 +18,7 @@ import structlog
 from pydantic import Field
 
 from tidegate_chassis.config import ConfigError, Document, Problem, Settings, check
-from tidegate_chassis.der import validity
+from tidegate_chassis.der import key_algorithm, validity
 from tidegate_chassis.kinds import Flag, Text, is_loopback
 
 log = structlog.get_logger("tidegate.tls")
@@ -31,6 +31,12 @@ SOON = 3 * 86400.0
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _MAX = 253402300800.0
 """Seconds since 1970 of the year 10000: certificates that never expire say the second before."""
+_FOREIGN_KINDS = {
+    bytes.fromhex("06032b6570"): "Ed25519",
+    bytes.fromhex("06032b6571"): "Ed448",
+    bytes.fromhex("06052b81040023"): "P-521",
+}
+"""Kinds of keys that `ssl` takes and gRPC's library doesn't, by what names them in a certificate."""
 PATH = Text(r"[^\x00-\x1f]*", "a path")
 
 
@@ -91,8 +97,8 @@ class Credentials:
 def read(files: TlsFiles, now: float) -> tuple[Credentials | None, list[Problem]]:
     """Reads and checks the files: what they hold, or None, and what is wrong or odd. It blocks.
 
-    1. Each can be read and holds what it should. 2. The key is the certificate's. 3. It is valid `now`, in
-    seconds since 1970; else that is only a warning: clocks may be wrong.
+    1. Each can be read and holds what it should. 2. The key is the certificate's, and of a kind that serves.
+    3. It is valid `now`, in seconds since 1970; else that is only a warning: clocks may be wrong.
     """
     found: list[Problem] = []
     held = {key: _held(key, path, files.section, found) for key, path in files.given()}  # 1
@@ -105,6 +111,9 @@ def read(files: TlsFiles, now: float) -> tuple[Credentials | None, list[Problem]
         context = _context(held["cert"], held["key"])  # 2
     except ssl.SSLError as error:
         return None, [_unusable(files, error)]
+    if files.ca is not None and (kind := _foreign_kind(held["cert"])):
+        text = f"{files.cert} has a key of the kind {kind}, which gRPC can't use; give RSA, or P-256 or P-384"
+        return None, [Problem(f"{files.section}.cert", text)]
     dates = _dates(held["cert"])
     for begins, ends in dates:  # 3
         if not begins <= now <= ends:
@@ -282,6 +291,12 @@ def _certificates(pem: bytes) -> list[str]:
     if not found:
         raise ValueError("no certificate")
     return found
+
+
+def _foreign_kind(pem: bytes) -> str:
+    """The kind of the first certificate's key if gRPC can't use it, else ""."""
+    named = key_algorithm(ssl.PEM_cert_to_DER_cert(_certificates(pem)[0]))
+    return next((kind for mark, kind in _FOREIGN_KINDS.items() if mark in named), "")
 
 
 def _dates(pem: bytes) -> list[tuple[float, float]]:
