@@ -1,4 +1,4 @@
-"""The three services apart over mutual TLS: strangers stay out, and everything is renewed under traffic."""
+"""The services over TLS: strangers stay out, everything is renewed under traffic, and clients use HTTPS."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 import yaml
 
 from tests.support.apart import Apart
 from tests.support.certificates import Authority, put
 from tests.support.crowd import Ask, Crowd
-from tests.support.gateway import BIN, simulated, wait_for
+from tests.support.gateway import BIN, Gateway, simulated, wait_for
 from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate.admission.v1 import admission_pb2_grpc
 
@@ -126,3 +127,20 @@ def test_strangers_stay_out_and_everything_is_renewed_under_traffic(
     seen = crowd.end()
     assert {each.end for each in seen} == {"complete"}, crowd.ends()
     one.settled()
+
+
+def test_serve_speaks_https_to_clients_and_plain_grpc_on_its_sockets(tmp_path: Path, ours: Authority) -> None:
+    """`tidegate serve` with both sections: ready on https, and the commands find it by its file."""
+    sections = {"edge": {"tls": ours.server("edge")}, "tls": ours.section("services")}
+    served = Gateway(tmp_path, {"models": {"a": simulated()}, **sections}).start(ready=False)
+    try:
+        wait_for(lambda: f"ready on https://127.0.0.1:{served.port}" in served.log(), "it is ready", 60)
+        body = {"model": "a", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+        url = f"https://127.0.0.1:{served.port}/v1/chat/completions"
+        answer = httpx.post(url, json=body, verify=ours.client(), trust_env=False, timeout=60)
+        assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 4)
+        command = [str(BIN / "tidegate"), "queues", "--config", str(served.config_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+    finally:
+        served.close()
