@@ -228,6 +228,27 @@ async def test_changed_files_are_taken_in(tmp_path: Path, monkeypatch: pytest.Mo
     assert "own.pem can't be read: No such file" in str(logs[2]["problems"])
 
 
+async def test_a_change_is_seen_whatever_its_date_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written in place, as long as before and as old as before, as some copying programs leave files."""
+    authority = Authority(tmp_path)
+
+    def fill(name: str) -> None:
+        for kind in ("key", "pem"):
+            path = tmp_path / f"own.{kind}"
+            path.write_bytes((tmp_path / f"{name}.{kind}").read_bytes().ljust(4000))
+            os.utime(path, (1_000_000, 1_000_000))
+
+    for name in ("first", "second"):
+        authority.issue(name)
+    fill("first")
+    async with _watched(authority, monkeypatch) as certificates:
+        before = certificates.current
+        fill("second")
+        await until(lambda: certificates.current != before, "the second pair is in use")
+
+
 async def test_the_end_of_a_certificate_in_use_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

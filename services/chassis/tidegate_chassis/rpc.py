@@ -114,7 +114,7 @@ async def connected(address: str) -> AsyncIterator[aio.Channel]:
             else:
                 yield one
                 return
-        if why != said:
+        if why not in ("", said):
             log.warning("a service can't be reached", address=address, why=why)
             said = why
 

@@ -158,6 +158,8 @@ class Certificates:
         elif credentials != self.current:
             self.current, self._warned = credentials, False
             log.info("changed TLS files are in use", section=section, valid_until=_said(credentials.ends))
+            for problem in found:
+                log.warning("odd in TLS files", problem=str(problem))
 
     def _warn(self) -> None:
         ends = self.current.ends
@@ -309,7 +311,7 @@ def _said(moment: float) -> str:
 
 
 def _looks(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
-    """For each file the time of its last change, size and inode; None = it isn't there."""
+    """For each file the time of its last change, of rights too, size and inode; None = it isn't there."""
     return tuple(_look(path) for _, path in files.given())
 
 
@@ -318,4 +320,4 @@ def _look(path: Path) -> tuple[int, int, int] | None:
         found = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_ctime_ns, found.st_size, found.st_ino

@@ -116,7 +116,8 @@ class EdgeSettings(Settings):
         64 * 2**10, description="Largest head of a request, its first line and header fields; beyond it 431."
     )
     head_timeout: Annotated[float, Duration("1s", "1h")] = Field(
-        10.0, description="From the first byte of a request to the end of its head; then 408."
+        10.0,
+        description="From the first byte of a request to the end of its head; then 408. For a TLS handshake too.",
     )
     idle_timeout: Annotated[float, Duration("1s", "24h")] = Field(
         75.0, description="How long a client's connection is kept without a request."
