@@ -117,7 +117,8 @@ class EdgeSettings(Settings):
     )
     head_timeout: Annotated[float, Duration("1s", "1h")] = Field(
         10.0,
-        description="From the first byte of a request to the end of its head; then 408. For a TLS handshake too.",
+        description="From the first byte of a request to the end of its head; then 408. A TLS handshake has "
+        "as long.",
     )
     idle_timeout: Annotated[float, Duration("1s", "24h")] = Field(
         75.0, description="How long a client's connection is kept without a request."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -142,6 +143,8 @@ async def follow(service: Service, arguments: argparse.Namespace, read: Command)
     delays, reached, away = rpc.reconnect_delays(), False, False
     while True:
         at = address(service, arguments)
+        with contextlib.suppress(ConfigError):  # what can't be used now could be, and is kept
+            _secure(arguments)
         try:
             async with rpc.channel(at) as channel:
                 stub = service.stub(channel)
