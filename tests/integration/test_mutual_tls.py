@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -139,8 +140,9 @@ def test_serve_speaks_https_to_clients_and_plain_grpc_on_its_sockets(tmp_path: P
         url = f"https://127.0.0.1:{served.port}/v1/chat/completions"
         answer = httpx.post(url, json=body, verify=ours.client(), trust_env=False, timeout=60)
         assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 4)
-        command = [str(BIN / "tidegate"), "queues", "--config", str(served.config_path)]
+        command = [str(BIN / "tidegate"), "queues", "--json", "--config", str(served.config_path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")
+        assert [entry["model"] for entry in json.loads(done.stdout)["models"]] == ["a"]
     finally:
         served.close()

@@ -57,8 +57,6 @@ _SERVER = [
         0,
     ),  # a second service on the same port is an error, not a silent half of the traffic
 ]
-
-
 # Of the last setting of a name the value counts.
 _UNIX_CHANNEL = [*_CHANNEL, ("grpc.default_authority", "tidegate")]
 # How long an attempt to connect may take, which are three journeys there and back with TLS.
@@ -73,8 +71,6 @@ def secure(files: TlsFiles | None) -> None:
     """
     global _certificates
     _certificates = Certificates(files) if files is not None else None
-    if _certificates is not None:
-        log.info("gRPC is encrypted", mutual=_certificates.files.mutual)
 
 
 async def watch_certificates() -> None:
@@ -82,6 +78,7 @@ async def watch_certificates() -> None:
     if _certificates is None:
         await asyncio.Event().wait()
     else:
+        log.info("gRPC is encrypted", mutual=_certificates.files.mutual)
         await _certificates.watch()
 
 

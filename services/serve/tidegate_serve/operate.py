@@ -143,7 +143,7 @@ async def follow(service: Service, arguments: argparse.Namespace, read: Command)
     delays, reached, away = rpc.reconnect_delays(), False, False
     while True:
         at = address(service, arguments)
-        with contextlib.suppress(ConfigError):  # what can't be used now could be, and is kept
+        with contextlib.suppress(ConfigError):  # half renewed: those before stay
             _secure(arguments)
         try:
             async with rpc.channel(at) as channel:
