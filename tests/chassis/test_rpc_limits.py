@@ -19,6 +19,8 @@ from tests.support.until import until
 from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate.admission.v1 import admission_pb2_grpc
 from tidegate_chassis import rpc
+from tidegate_edge.envelope import Failure
+from tidegate_edge.operations import Operations
 from tidegate_edge.status import Status
 from tidegate_serve import cli
 
@@ -181,7 +183,7 @@ COMMANDS = (
 
 
 async def test_every_call_has_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All commands, and what the edge asks for its status page: no call could hang for ever."""
+    """All commands, and what the edge asks for its pages: no call could hang for ever."""
     recorder = _Recorder()
     server = aio.server()
     server.add_generic_rpc_handlers((recorder,))
@@ -197,8 +199,15 @@ async def test_every_call_has_a_deadline(tmp_path: Path, monkeypatch: pytest.Mon
     for command in COMMANDS:
         assert await asyncio.to_thread(main, command) == 1, command
     edge: Any = type("Edge", (), {"catalog": None})
+    status = Status(address, address)
     with contextlib.suppress(AttributeError):  # nothing but the two calls is of interest
-        await Status(address, address).snapshot(edge)
+        await status.snapshot(edge, edge)
+    operations = Operations(status.admission, status.lifecycle)
+    for path in (b"models/a/load", b"models/a/unload", b"models/a/pin", b"leases/a/revoke"):
+        order = operations.find(b"/gateway/" + path)
+        assert order is not None
+        with pytest.raises(Failure):
+            await order()
     await server.stop(0)
     assert len(recorder.calls) > 12
     assert not recorder.calls.keys() & STREAMS

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.certificates import Authority
 from tests.support.until import until
-from tidegate_chassis import rpc, tls
+from tidegate_chassis import rpc, watch
 from tidegate_chassis.tls import TlsFiles
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -24,7 +24,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 @pytest.fixture(autouse=True)
 def plain_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process speaks TLS in these tests alone; files are looked at often."""
-    monkeypatch.setattr(tls, "PACE", 0.02)
+    monkeypatch.setattr(watch, "PACE", 0.02)
     monkeypatch.setattr(rpc, "_PATIENCE", 0.3)
     yield
     rpc.secure(None)

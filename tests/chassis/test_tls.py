@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from tests.support.certificates import Authority, put
 from tests.support.until import until
-from tidegate_chassis import config, tls
+from tidegate_chassis import config, tls, watch
 from tidegate_chassis.config import ConfigError, Problem
 from tidegate_chassis.der import key_algorithm, validity
 from tidegate_chassis.tls import Certificates, TlsFiles, check_section
@@ -190,7 +190,7 @@ def test_who_only_calls_needs_no_certificate(authority: Authority, tmp_path: Pat
 
 @contextlib.asynccontextmanager
 async def _watched(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Certificates]:
-    monkeypatch.setattr(tls, "PACE", 0.02)
+    monkeypatch.setattr(watch, "PACE", 0.02)
     certificates = await asyncio.to_thread(Certificates, _files(authority.section()))
     task = asyncio.create_task(certificates.watch())
     try:

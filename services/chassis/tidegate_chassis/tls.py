@@ -20,14 +20,14 @@ from pydantic import Field
 from tidegate_chassis.config import ConfigError, Document, Problem, Settings, check
 from tidegate_chassis.der import key_algorithm, validity
 from tidegate_chassis.kinds import Flag, Text, is_loopback
+from tidegate_chassis.watch import FileWatch
 
 log = structlog.get_logger("tidegate.tls")
 
-PACE = 0.5
-"""Seconds between two looks at the files. A change counts when two of them have seen the same: certificate
-and key are written one after the other."""
 SOON = 3 * 86400.0
 """Seconds before its end at which a certificate that is in use is warned about."""
+_AGAIN = 600.0
+"""Seconds between two looks at its end."""
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _MAX = 253402300800.0
 """Seconds since 1970 of the year 10000: certificates that never expire say the second before."""
@@ -129,7 +129,6 @@ class Certificates:
     def __init__(self, files: TlsFiles) -> None:
         """Reads them; ConfigError when they can't be used. It blocks: not for an event loop."""
         self.files = files
-        self._looks = self._done = _looks(files)
         credentials, found = read(files, time.time())
         if credentials is None:
             raise ConfigError(found)
@@ -140,14 +139,15 @@ class Certificates:
     async def watch(self) -> None:
         """Looks at the files until cancelled. What can't be used is refused, once for each change, and what
         was in use stays."""
+        watch = FileWatch(*(path for _, path in self.files.given()))
         while True:
-            await asyncio.sleep(PACE)
-            looks = await asyncio.to_thread(_looks, self.files)
-            steady, self._looks = looks == self._looks, looks
-            if steady and looks != self._done:
-                self._done = looks
-                await self._take()
             self._warn()
+            try:
+                async with asyncio.timeout(_AGAIN):
+                    await watch.changed()
+            except TimeoutError:
+                continue
+            await self._take()
 
     async def _take(self) -> None:
         credentials, found = await asyncio.to_thread(read, self.files, time.time())
@@ -308,16 +308,3 @@ def _dates(pem: bytes) -> list[tuple[float, float]]:
 
 def _said(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M UTC") if moment < _MAX else "never"
-
-
-def _looks(files: TlsFiles) -> tuple[tuple[int, int, int] | None, ...]:
-    """For each file the time of its last change, of rights too, size and inode; None = it isn't there."""
-    return tuple(_look(path) for _, path in files.given())
-
-
-def _look(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ctime_ns, found.st_size, found.st_ino

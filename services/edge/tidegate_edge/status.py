@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 from google.protobuf.message import Message
@@ -15,6 +15,7 @@ from tidegate.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from tidegate_chassis import rpc
 from tidegate_chassis.plain import as_dict
 from tidegate_chassis.process import VERSION
+from tidegate_edge.guard import Guard
 from tidegate_edge.shared import Edge
 
 _PATIENCE = 2.0
@@ -25,14 +26,16 @@ class Status:
     """Asks both services, each with its own deadline; one that is away is told as such."""
 
     def __init__(self, admission: str, lifecycle: str) -> None:
-        """Addresses of the two services."""
+        """Addresses of the two services, which are asked as `admission` and `lifecycle`."""
         self.version = VERSION
-        self._admission, self._lifecycle = admission, lifecycle
+        self.admission = rpc.Peer(admission, admission_pb2_grpc.AdmissionServiceStub)
+        self.lifecycle = rpc.Peer(lifecycle, lifecycle_pb2_grpc.LifecycleServiceStub)
 
-    async def snapshot(self, edge: Edge) -> dict[str, Any]:
+    async def snapshot(self, edge: Edge, guard: Guard) -> dict[str, Any]:
         """The whole of it."""
         queues, world = await asyncio.gather(
-            _asked(self._admission, _queues), _asked(self._lifecycle, _status)
+            _asked(self.admission.ask("GetQueues", admission_pb2.GetQueuesRequest(), _PATIENCE)),
+            _asked(self.lifecycle.ask("GetStatus", lifecycle_pb2.GetStatusRequest(), _PATIENCE)),
         )
         admission = queues | queues.pop("queues", {})
         models = {model.name: {"state": model.state} for model in edge.catalog.models()}
@@ -53,29 +56,17 @@ class Status:
                 "version": self.version,
                 "uptime_s": round(time.monotonic() - edge.started, 1),
                 "session": edge.session.session_id,
-                **{name: int(value) for name, value in edge.gauges().items()},
+                **{name: int(value) for name, value in (edge.gauges() | guard.gauges()).items()},
+                "keys_problems": list(guard.problems),
             },
             "admission": admission,
             "lifecycle": world,
         }
 
 
-def _queues(channel: aio.Channel) -> Awaitable[Message]:
-    stub = admission_pb2_grpc.AdmissionServiceStub(channel)
-    return stub.GetQueues(admission_pb2.GetQueuesRequest(), timeout=_PATIENCE)
-
-
-def _status(channel: aio.Channel) -> Awaitable[Message]:
-    stub = lifecycle_pb2_grpc.LifecycleServiceStub(channel)
-    return stub.GetStatus(lifecycle_pb2.GetStatusRequest(), timeout=_PATIENCE)
-
-
-async def _asked(address: str, ask: Callable[[aio.Channel], Awaitable[Message]]) -> dict[str, Any]:
-    """The answer of a service. Each has a connection of its own, by the TLS files of now; leaving the channel
-    cancels what hasn't ended."""
+async def _asked(answer: Awaitable[Message]) -> dict[str, Any]:
     try:
-        async with rpc.channel(address) as channel:
-            return {"reachable": True, **as_dict(await ask(channel))}
+        return {"reachable": True, **as_dict(await answer)}
     except aio.AioRpcError as error:
         return {"reachable": False, "problem": error.code().name}
 
