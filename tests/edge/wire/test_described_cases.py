@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
 from typing import Any
@@ -12,6 +13,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
@@ -30,6 +32,8 @@ from tests.support.figures import say
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CASES = 10_000 if os.environ.get(SLOW) else 300
+ORDERS = ("/gateway/models/", "/gateway/leases/")
+"""Paths that need peers who obey: `test_operations` has these."""
 LONGEST = 10.0
 """Seconds for an answer; whatever takes longer hangs."""
 CHECKS = [
@@ -59,6 +63,7 @@ def run(url: str, count: int) -> Counter[str]:
     """About so many cases, as many of each operation, right and wrong ones; their statuses."""
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
+    operations = [one for one in operations if not one.path.startswith(ORDERS)]
     assert operations
     pairs = [
         (operation, mode)
@@ -91,7 +96,8 @@ def _each(cases: Any, count: int, session: requests.Session, url: str) -> Counte
             case.body = known(case.body)
         statuses[ask(session, url, case)] += 1
 
-    one()
+    with contextlib.suppress(Unsatisfiable):  # of some there is nothing wrong to be said
+        one()
     return statuses
 
 
