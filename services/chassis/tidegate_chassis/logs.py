@@ -114,8 +114,10 @@ class _Logger:
     debug = info = warning = error = critical = exception = msg
 
 
-def set_up(service: str, settings: TelemetrySettings) -> None:
-    """Configures structlog and logging for this process. Call it once, after any fork."""
+def set_up(service: str, settings: TelemetrySettings, worker: int = 0) -> None:
+    """Configures structlog and logging for this process. Call it once, after any fork.
+
+    `worker`: the number of one of several processes of the service, told in each line; 0 = the only one."""
     level = getattr(logging, settings.log_level.upper())
     render = _renderer(settings.log_format)
     _sink.render = lambda event: str(render(None, "", event))
@@ -124,7 +126,7 @@ def set_up(service: str, settings: TelemetrySettings) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        _named(service),
+        _named(service, worker),
     ]
     structlog.configure(
         processors=[*shared, lambda _, __, event: ((event,), {})],
@@ -183,9 +185,11 @@ def _renderer(form: str) -> Any:
     return structlog.dev.ConsoleRenderer(colors=True) if sys.stderr.isatty() else plain
 
 
-def _named(service: str) -> Any:
+def _named(service: str, worker: int) -> Any:
     def add(_: Any, __: str, event: Event) -> Event:
         event["service"] = service
+        if worker:
+            event["worker"] = worker
         return event
 
     return add

@@ -71,14 +71,28 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+class MasterMetrics:
+    """What the master of several workers counts itself."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.ends = Counter(
+            "tidegate_edge_worker_ends",
+            "Worker processes that have ended: retired (renewed) or died.",
+            ["end"], registry=self.registry,
+        )  # fmt: skip
+
+
 class _Gauges(Collector):
     _HELP = {  # noqa: RUF012 - never changed
+        "workers": "Processes that serve.",
+        "connections": "Connections of clients.",
         "in_flight": "Requests being worked on.",
         "buffered_bytes": "Request bodies held.",
-        "tickets": "Tickets that wait, by this edge's session.",
-        "leases": "Leases held, by this edge's session.",
-        "session_connected": "1 when admission has welcomed the session's stream.",
-        "draining": "1 when the edge is stopping.",
+        "tickets": "Tickets that wait, by this edge's sessions.",
+        "leases": "Leases held, by this edge's sessions.",
+        "session_connected": "Sessions whose stream admission has welcomed; each worker has one.",
+        "draining": "Processes that are stopping.",
     }
 
     def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:

@@ -54,8 +54,16 @@ class EdgeSettings(Settings):
         "127.0.0.1:8080",
         description="Where clients connect. Beyond loopback it needs keys, or `auth: none`.",
     )
-    workers: Annotated[int, Whole(1, 64)] = later(
-        1, "one process serves; run more edges instead", "Edge processes on `listen`."
+    workers: Annotated[int, Whole(1, 64)] = Field(
+        1,
+        description="Processes on `listen`, each with its own session. `max_connections` and "
+        "`max_buffered` are shared out among them. SIGHUP renews all, one after the other, without a lost "
+        "request; SIGHUP to one of them renews that one.",
+    )
+    drain_timeout: Annotated[float, Duration("1s", "24h")] = Field(
+        300.0,
+        description="How long a worker that was renewed goes on with its connections and streams; then what "
+        "still runs ends with an error. A stop of the whole edge takes 5 s.",
     )
     admission_address: Annotated[str, Address(optional=True)] = Field(
         "", description="Where admission is reached; empty = where `admission.listen` says."
@@ -115,6 +123,11 @@ class EdgeSettings(Settings):
     metrics_listen: Annotated[str, Address(unix=False, optional=True)] = Field(
         "", description="An open port with /metrics alone; empty = only on `listen`."
     )
+
+    def share(self, workers: int) -> EdgeSettings:
+        """The settings for one of `workers` processes: what they may hold together is shared out."""
+        held = {name: -(-getattr(self, name) // workers) for name in ("max_connections", "max_buffered")}
+        return self.model_copy(update=held)
 
 
 class _Listener(Settings, extra="ignore"):
@@ -188,6 +201,17 @@ def _judge(edge: EdgeSettings, document: Document) -> list[Problem]:
                 "edge.keys_file",
                 f"{edge.keys_file} exists, but keys have no function in this version, so it would guard "
                 "nothing; move it away",
+            )
+        )
+    share = edge.share(edge.workers).max_buffered
+    if edge.max_body > share:
+        among = f", shared among {edge.workers} workers," if edge.workers > 1 else ""
+        found.append(
+            Problem(
+                "edge.max_body",
+                f"a body of {edge.max_body} bytes would always get 503: edge.max_buffered{among} is {share} "
+                "bytes",
+                warning=True,
             )
         )
     found += [

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from tidegate_chassis.config import ConfigError, Problem
+from tidegate_edge.downstream.accept import Acceptor, Board
 from tidegate_edge.downstream.connection import Connection, Stage
 from tidegate_edge.downstream.deadlines import Deadlines
 from tidegate_edge.downstream.exchange import Exchange
@@ -55,8 +56,9 @@ class Server:
         self._app = app
         self._most = limits.connections
         self._loop = asyncio.get_running_loop()
-        self._listener: asyncio.Server | None = None
+        self._listener: asyncio.Server | Acceptor | None = None
         self._connections: set[Connection] = set()
+        self._emptied = asyncio.Event()
         self._tasks: set[asyncio.Future[None]] = set()
         self._idle = Deadlines[Connection](limits.idle_timeout, Connection.expired)
         self._heads = Deadlines[Connection](limits.head_timeout, Connection.expired)
@@ -66,20 +68,40 @@ class Server:
     def __len__(self) -> int:
         return len(self._connections)
 
-    async def start(self, listening: socket.socket) -> None:
-        """Accepts connections on a bound socket."""
+    async def start(self, listening: socket.socket, shared: tuple[Board, int] | None = None) -> None:
+        """Accepts connections on a bound socket. `shared`: with other processes; the board, and our cell."""
         _allow_files(2 * self._most + _SPARE_FILES)
         # What the kernel buffers for each client is bounded; accepted connections inherit it.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        if shared is not None:
+            self._listener = Acceptor(listening, *shared, lambda: Connection(self), self.__len__)
+            return
         self._listener = await self._loop.create_server(
             lambda: Connection(self), sock=listening, backlog=_BACKLOG
         )
 
-    def drain(self) -> None:
-        """No new connections, and no further requests on those that are there: idle ones are closed."""
-        self.draining = True
+    def close_port(self) -> None:
+        """No new connections. May be called again."""
         if self._listener is not None:
             self._listener.close()
+
+    def retire(self) -> None:
+        """No new connections; those that are there have one more request each. An idle one isn't closed: a
+        request may be on its way, and would be lost."""
+        self.draining = True
+        self.close_port()
+
+    async def emptied(self) -> None:
+        """Waits until there is no connection."""
+        if isinstance(self._listener, Acceptor):
+            await self._listener.settled()
+        while self._connections:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    def drain(self) -> None:
+        """No new connections, and no further requests on those that are there: idle ones are closed."""
+        self.retire()
         for connection in list(self._connections):
             if connection.stage is Stage.IDLE:
                 connection.close()
@@ -132,6 +154,10 @@ class Server:
         self._connections.discard(connection)
         if connection.clock is not None:
             connection.clock.discard(connection)
+        if isinstance(self._listener, Acceptor):
+            self._listener.counted()
+        if not self._connections:
+            self._emptied.set()
 
     def serve(self, exchange: Exchange) -> None:
         """A request has come: its answer is the application's."""

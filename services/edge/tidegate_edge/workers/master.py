@@ -1,0 +1,377 @@
+"""The master of several workers: binds the port, keeps the processes, adds up what they tell.
+
+It serves no request. A worker that dies is replaced; one that is to be renewed retires when its successor
+takes connections. When the master is gone, however, the workers see the end of their links and stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from tidegate_chassis import telemetry
+from tidegate_chassis.config import EXIT_CONFIG, ConfigError
+from tidegate_chassis.process import monotonic
+from tidegate_edge.downstream.accept import Board
+from tidegate_edge.downstream.server import bind, url_of
+from tidegate_edge.metrics import MasterMetrics
+from tidegate_edge.settings import Loaded, load
+from tidegate_edge.workers.link import Link, Message
+from tidegate_edge.workers.peers import PATIENCE, Post
+from tidegate_edge.workers.sums import Families, Sums, taken
+
+log = structlog.get_logger("tidegate.edge")
+
+_LISTEN = 60.0
+"""Seconds that a successor has until it takes connections."""
+_END = 7.5
+"""Seconds from the word to stop until what is left is killed; a worker itself takes 7 at most."""
+_UNHEARD = 10.0
+"""Seconds that a process may live without its link."""
+_LOOK = 10.0
+"""Seconds between two looks at what the workers have counted: so much is lost when one is killed."""
+_FIXED = ("listen", "workers", "metrics_listen")
+"""Keys that a renewal doesn't change: they are the master's."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """One process. `families` is what it told last of its metrics; `last`: it will tell no more."""
+
+    number: int
+    cell: int
+    process: asyncio.subprocess.Process
+    link: Link
+    started: float
+    listening: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    retiring: bool = False
+    last: bool = False
+    families: Families = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        """For people."""
+        return "retiring" if self.retiring else "serving" if self.listening.is_set() else "starting"
+
+
+@dataclass(eq=False)
+class Place:
+    """One of the workers, over all its processes."""
+
+    number: int
+    retired: Worker | None = None
+    """The process before the present one, as long as it lives."""
+    renewal: asyncio.Future[bool] | None = None
+    """Somebody waits for another process here; the result: whether there is one."""
+    wanted: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Master:
+    """Runs until its stop event is set, then until all workers have ended."""
+
+    def __init__(self, config: Path, loaded: Loaded) -> None:
+        self._config = config
+        self._settings = loaded.edge
+        self._places = [Place(number) for number in range(1, loaded.edge.workers + 1)]
+        self._alive: set[Worker] = set()
+        self._ended = Sums()
+        self._metrics = MasterMetrics()
+        self._queue: list[Place] = []
+        """To be renewed, one after the other."""
+        self._queued = asyncio.Event()
+        self._greeted = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stop: asyncio.Event
+        self._listening: socket.socket
+        self._board: Board
+
+    async def run(self, stop: asyncio.Event, hangup: asyncio.Event) -> None:
+        """Serves until `stop`; `hangup` renews all workers. ConfigError when the workers refuse the file."""
+        self._stop = stop
+        self._listening = await asyncio.to_thread(bind, self._settings.listen)
+        self._board = Board(2 * len(self._places))
+        registry = CollectorRegistry()
+        registry.register(_All(self, asyncio.get_running_loop()))
+        keepers = [asyncio.create_task(self._keep(place)) for place in self._places]
+        others = [self._renew_in_turn(), self._renew_on(hangup), self._look()]
+        tasks = [*keepers, *(asyncio.create_task(other) for other in others)]
+        try:
+            await asyncio.to_thread(telemetry.serve_metrics, self._settings.metrics_listen, registry)
+            stopped = asyncio.create_task(stop.wait())
+            done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            for task in done:
+                task.result()
+        finally:
+            stop.set()
+            for task in tasks[len(keepers) :]:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._end_all()
+
+    # One place.
+
+    async def _keep(self, place: Place) -> None:
+        """A process for a place, and again whenever it has ended, sooner after the first death than after the
+        fifth. Raises ConfigError when a worker refuses the configuration before any has come up."""
+        deaths = 0
+        while not self._stop.is_set():
+            worker = await self._attend(place, await self._spawn(place))
+            if self._stop.is_set():
+                return
+            status = worker.process.returncode
+            if status == EXIT_CONFIG and not self._greeted:
+                raise ConfigError([])  # it has told the problems itself
+            lived = monotonic() - worker.started
+            deaths = 1 if lived > 30 else deaths + 1
+            delay = min(5.0, 0.1 * 2 ** (deaths - 1))
+            self._metrics.ends.labels("died").inc()
+            log.warning(
+                "a worker has ended; another one is started",
+                worker=place.number, pid=worker.process.pid, ending=_ending(status), delay=delay,
+            )  # fmt: skip
+            await _first(self._stop, within=delay)
+
+    async def _attend(self, place: Place, worker: Worker) -> Worker:
+        """Waits until the process of a place has ended by itself, whichever it then is."""
+        while True:
+            await _first(worker.ended, place.wanted, self._stop)
+            if worker.ended.is_set() or self._stop.is_set():
+                return worker
+            place.wanted.clear()
+            renewal, place.renewal = place.renewal, None
+            successor = await self._succeed(place, worker)
+            if renewal is not None and not renewal.done():
+                renewal.set_result(successor is not worker)
+            worker = successor
+
+    async def _succeed(self, place: Place, worker: Worker) -> Worker:
+        """Puts another process in a worker's place; gives the one that is there then.
+
+        1. The one before it must be gone: a place has two processes at most. 2. The new one takes
+        connections, 3. and the old one retires. 4. When the new one doesn't come up the old one stays.
+        """
+        if place.retired is not None:  # 1
+            await _first(place.retired.ended, self._stop)
+            if self._stop.is_set():
+                return worker
+        fresh = await self._spawn(place)
+        await _first(fresh.listening, fresh.ended, self._stop, within=_LISTEN)  # 2
+        if fresh.listening.is_set():
+            worker.retiring = True  # 3
+            worker.link.say(do="retire")
+            place.retired = worker
+            log.info(
+                "a worker is renewed", worker=place.number, pid=fresh.process.pid, old=worker.process.pid
+            )
+            return fresh
+        if not self._stop.is_set():
+            log.error("a new worker didn't come up; the old one stays", worker=place.number)
+            _kill(fresh)  # 4
+        return worker
+
+    async def _spawn(self, place: Place) -> Worker:
+        """A new process, which has its link, the listening socket and the board before it begins."""
+        cell = min(set(range(2 * len(self._places))) - {worker.cell for worker in self._alive})
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            Post(place.number, len(self._places), cell, theirs, self._listening, self._board).offer(ours)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tidegate_edge", "--config", str(self._config),
+                "--worker", f"{place.number}:{theirs.fileno()}",
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # a terminal's Ctrl-C is for the master, which stops them in order
+            )  # fmt: skip
+        worker = Worker(place.number, cell, process, await Link.over(ours), monotonic())
+        self._alive.add(worker)
+        self._run(self._follow(worker, place))
+        return worker
+
+    async def _follow(self, worker: Worker, place: Place) -> None:
+        """A worker's words, and its end."""
+        await worker.link.hear(lambda message: self._take(worker, place, message))
+        worker.link.close()
+        try:
+            await asyncio.wait_for(worker.process.wait(), _UNHEARD)
+        except TimeoutError:
+            _kill(worker)
+            await worker.process.wait()
+        self._alive.discard(worker)
+        self._board.clear(worker.cell)
+        self._ended.add(worker.families, ended=True)
+        if worker.retiring:
+            self._metrics.ends.labels("retired").inc()
+            status = worker.process.returncode
+            log.info(
+                "a worker has retired", worker=worker.number, pid=worker.process.pid, ending=_ending(status)
+            )
+        if place.retired is worker:
+            place.retired = None
+        worker.ended.set()
+
+    def _take(self, worker: Worker, place: Place, message: Message) -> None:
+        kind = message.get("do")
+        if kind == "listening":
+            worker.listening.set()
+            self._greet()
+        elif kind == "renew":
+            log.info("a worker asks to be renewed", worker=worker.number, pid=worker.process.pid)
+            self._want([place])
+        elif kind == "last":
+            worker.families, worker.last = message["families"], True
+        elif "ask" in message:
+            self._run(self._answer(worker, str(message["ask"]), message["number"]))
+
+    def _greet(self) -> None:
+        """Says once that all take connections."""
+        up = {worker.number for worker in self._alive if worker.listening.is_set()}
+        if not self._greeted and len(up) == len(self._places):
+            self._greeted = True
+            line = f"listening on {url_of(self._listening)}"
+            log.info(line, workers=len(up))
+
+    # Renewal.
+
+    async def _renew_on(self, hangup: asyncio.Event) -> None:
+        """All workers, unless the file that they would read is refused."""
+        while True:
+            await hangup.wait()
+            hangup.clear()
+            try:
+                loaded = await asyncio.to_thread(load, self._config)
+            except ConfigError as error:
+                log.error(
+                    "the configuration is refused; no worker is renewed",
+                    problems=[str(problem) for problem in error.problems],
+                )
+                continue
+            kept = [key for key in _FIXED if getattr(loaded.edge, key) != getattr(self._settings, key)]
+            if kept:
+                log.warning("these keys of edge count after a stop and a start", keys=kept)
+            log.info("renewing all workers")
+            self._want(self._places)
+
+    def _want(self, places: Iterable[Place]) -> None:
+        self._queue += [place for place in places if place not in self._queue]
+        self._queued.set()
+
+    async def _renew_in_turn(self) -> None:
+        """One after the other; when one doesn't come up, the others stay as they are."""
+        while True:
+            await self._queued.wait()
+            self._queued.clear()
+            while self._queue:
+                place = self._queue.pop(0)
+                renewal = place.renewal = asyncio.get_running_loop().create_future()
+                place.wanted.set()
+                if not await renewal:
+                    self._queue.clear()
+
+    # What they tell.
+
+    async def summed(self) -> Sums:
+        """The metrics of all processes that there are and were, and the master's own."""
+        await asyncio.gather(*(self._refresh(worker) for worker in self._alive))
+        sums = Sums()
+        sums.add(self._ended.families())
+        sums.add(taken(self._metrics.registry))
+        for worker in self._alive:
+            sums.add(worker.families)
+        return sums
+
+    async def _refresh(self, worker: Worker) -> None:
+        if worker.listening.is_set():
+            families = await worker.link.ask("metrics", PATIENCE)
+            if families is not None and not worker.last:
+                worker.families = families
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK)
+            await self.summed()
+
+    async def _answer(self, asker: Worker, what: str, number: int) -> None:
+        if what == "metrics":
+            sums = await self.summed()
+            text = await asyncio.to_thread(generate_latest, sums)
+            asker.link.say(answer=text.decode(), number=number)
+        else:
+            workers = sorted(self._alive, key=lambda worker: (worker.number, worker.started))
+            told = await asyncio.gather(*(self._told(worker) for worker in workers))
+            asker.link.say(answer=told, number=number)
+
+    async def _told(self, worker: Worker) -> dict[str, Any]:
+        told = None
+        if worker.listening.is_set():
+            told = await worker.link.ask("told", PATIENCE)
+        known = {"worker": worker.number, "pid": worker.process.pid, "state": worker.state}
+        return {**known, **(told or {"answers": False})}
+
+    # The end.
+
+    async def _end_all(self) -> None:
+        """The port is closed here first: it is closed for good when the last worker lets go of it."""
+        self._listening.close()
+        for worker in self._alive:
+            worker.link.say(do="stop")
+        ends = [asyncio.create_task(worker.ended.wait()) for worker in self._alive]
+        if ends:
+            _, late = await asyncio.wait(ends, timeout=_END)
+            if late:
+                log.warning("workers are killed that didn't stop", workers=len(late))
+            for worker in list(self._alive):
+                _kill(worker)
+            await asyncio.gather(*ends)
+
+    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _All(Collector):
+    """The sums, for the port that serves metrics alone, whose requests are threads."""
+
+    def __init__(self, master: Master, loop: asyncio.AbstractEventLoop) -> None:
+        self._master = master
+        self._loop = loop
+
+    def collect(self) -> Iterable[Metric]:
+        summed = asyncio.run_coroutine_threadsafe(self._master.summed(), self._loop)
+        return summed.result(2 * PATIENCE).collect()
+
+
+async def _first(*events: asyncio.Event, within: float | None = None) -> None:
+    """Waits until one of the events is set, or `within` seconds."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+def _kill(worker: Worker) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        worker.process.kill()
+
+
+def _ending(status: int | None) -> str:
+    if status is not None and status < 0:
+        return f"signal {signal.Signals(-status).name}"
+    return f"status {status}"
