@@ -36,6 +36,8 @@ _DRAIN = 5.0
 """Seconds that running requests have at the end."""
 _LAST = 0.5
 """Seconds for each step after that; the process is gone within 7 s of the signal."""
+_READY = 3.0
+"""Seconds that a worker waits for admission and the catalogue before it takes connections all the same."""
 
 
 async def serve(loaded: Loaded, stop: asyncio.Event, post: Post | None = None) -> None:
@@ -60,6 +62,9 @@ async def serve(loaded: Loaded, stop: asyncio.Event, post: Post | None = None) -
             log.info(line)
         else:
             member = edge.peers = Member(edge, await Link.over(post.link), stop, server.close_port)
+            # Requests that come are for workers that can serve them, while there are others.
+            both = asyncio.gather(session.available(_READY), catalog.available(_READY))
+            await _over(links, stop.wait(), both)
             await server.start(post.listening, (post.board, post.cell))
             member.begin(post.renew)
         await _over(links, stop.wait(), edge.peers.retiring.wait())

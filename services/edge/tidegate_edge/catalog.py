@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,12 @@ class Catalog:
     def known(self) -> bool:
         """A catalogue has been received at least once."""
         return self._received.is_set()
+
+    async def available(self, patience: float) -> bool:
+        """Whether a catalogue is known, waiting up to `patience` seconds for it."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._received.wait(), patience)
+        return self.known
 
     def find(self, name: str) -> Model | None:
         """A model by its name or an alias."""

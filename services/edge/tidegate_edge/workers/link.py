@@ -26,6 +26,7 @@ class Link:
         self._writer = writer
         self._numbers = itertools.count(1)
         self._questions: dict[int, asyncio.Future[Any]] = {}
+        self._over = False
 
     @classmethod
     async def over(cls, sock: socket.socket) -> Link:
@@ -43,6 +44,8 @@ class Link:
 
     async def ask(self, what: str, patience: float) -> Any:
         """The other side's answer; None when there is none within `patience` seconds. `hear` must run."""
+        if self._over:
+            return None
         number = next(self._numbers)
         answer = self._questions[number] = asyncio.get_running_loop().create_future()
         self.say(ask=what, number=number)
@@ -70,6 +73,7 @@ class Link:
         except (asyncio.IncompleteReadError, OSError):
             return
         finally:
+            self._over = True
             for question in self._questions.values():
                 if not question.done():
                     question.set_result(None)
