@@ -87,6 +87,8 @@ class Master:
         self._settings = loaded.edge
         self._places = [Place(number) for number in range(1, loaded.edge.workers + 1)]
         self._alive: set[Worker] = set()
+        self._cells = set(range(2 * len(self._places)))
+        """Of the board, those that no process has."""
         self._ended = Sums()
         self._metrics = MasterMetrics()
         self._queue: list[Place] = []
@@ -129,21 +131,28 @@ class Master:
         fifth. Raises ConfigError when a worker refuses the configuration before any has come up."""
         deaths = 0
         while not self._stop.is_set():
-            worker = await self._attend(place, await self._spawn(place))
+            began = monotonic()
+            worker = await self._spawn(place)
+            if worker is not None:
+                worker = await self._attend(place, worker)
+                began = worker.started
             if self._stop.is_set():
                 return
-            status = worker.process.returncode
-            if status == EXIT_CONFIG and not self._greeted:
-                raise ConfigError([])  # it has told the problems itself
-            lived = monotonic() - worker.started
-            deaths = 1 if lived > 30 else deaths + 1
+            deaths = 1 if monotonic() - began > 30 else deaths + 1
             delay = min(5.0, 0.1 * 2 ** (deaths - 1))
-            self._metrics.ends.labels("died").inc()
-            log.warning(
-                "a worker has ended; another one is started",
-                worker=place.number, pid=worker.process.pid, ending=_ending(status), delay=delay,
-            )  # fmt: skip
+            if worker is not None:
+                self._mourn(worker, delay)
             await _first(self._stop, within=delay)
+
+    def _mourn(self, worker: Worker, delay: float) -> None:
+        status = worker.process.returncode
+        if status == EXIT_CONFIG and not self._greeted:
+            raise ConfigError([])  # it has told the problems itself
+        self._metrics.ends.labels("died").inc()
+        log.warning(
+            "a worker has ended; another one is started",
+            worker=worker.number, pid=worker.process.pid, ending=_ending(status), delay=delay,
+        )  # fmt: skip
 
     async def _attend(self, place: Place, worker: Worker) -> Worker:
         """Waits until the process of a place has ended by itself, whichever it then is."""
@@ -169,6 +178,8 @@ class Master:
             if self._stop.is_set():
                 return worker
         fresh = await self._spawn(place)
+        if fresh is None:
+            return worker
         await _first(fresh.listening, fresh.ended, self._stop, within=_LISTEN)  # 2
         if fresh.listening.is_set():
             worker.retiring = True  # 3
@@ -183,24 +194,36 @@ class Master:
             _kill(fresh)  # 4
         return worker
 
-    async def _spawn(self, place: Place) -> Worker:
-        """A new process, which has its link, the listening socket and the board before it begins."""
-        cell = min(set(range(2 * len(self._places))) - {worker.cell for worker in self._alive})
+    async def _spawn(self, place: Place) -> Worker | None:
+        """A new process; None when the system has none to give."""
+        cell = self._cells.pop()
+        try:
+            process, link = await self._start(place.number, cell)
+        except OSError as error:
+            self._cells.add(cell)
+            log.error("a worker can't be started", worker=place.number, error=error.strerror)
+            return None
+        worker = Worker(place.number, cell, process, link, monotonic())
+        self._alive.add(worker)
+        self._run(self._follow(worker, place))
+        return worker
+
+    async def _start(self, number: int, cell: int) -> tuple[asyncio.subprocess.Process, Link]:
+        """A process, which has its link, the listening socket and the board before it begins."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs:
-            Post(place.number, len(self._places), cell, theirs, self._listening, self._board).offer(ours)
+        with theirs, contextlib.ExitStack() as stack:
+            stack.callback(ours.close)
+            Post(number, len(self._places), cell, theirs, self._listening, self._board).offer(ours)
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "tidegate_edge", "--config", str(self._config),
-                "--worker", f"{place.number}:{theirs.fileno()}",
+                "--worker", f"{number}:{theirs.fileno()}",
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # a terminal's Ctrl-C is for the master, which stops them in order
             )  # fmt: skip
-        worker = Worker(place.number, cell, process, await Link.over(ours), monotonic())
-        self._alive.add(worker)
-        self._run(self._follow(worker, place))
-        return worker
+            stack.pop_all()
+        return process, await Link.over(ours)
 
     async def _follow(self, worker: Worker, place: Place) -> None:
         """A worker's words, and its end."""
@@ -213,6 +236,7 @@ class Master:
             await worker.process.wait()
         self._alive.discard(worker)
         self._board.clear(worker.cell)
+        self._cells.add(worker.cell)
         self._ended.add(worker.families, ended=True)
         if worker.retiring:
             self._metrics.ends.labels("retired").inc()
