@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -16,7 +16,7 @@ import yaml
 from tests.support.apart import Apart
 from tests.support.crowd import Ask, Crowd
 from tests.support.figures import Figures, scrape
-from tests.support.gateway import free_port, simulated, wait_for
+from tests.support.gateway import Gateway, free_port, simulated, wait_for
 
 SLOTS, QUEUE = 4, 5
 METRICS = free_port()
@@ -145,43 +145,14 @@ def test_a_worker_that_is_killed_costs_its_own_requests_only(one: Apart) -> None
     assert figures.total("tidegate_edge_worker_ends_total", end="died") == 1
 
 
-def renewed(one: Apart, before: dict[int, int]) -> None:
-    """Waits until both workers are others."""
-    wait_for(lambda: not set(pids(one).values()) & set(before.values()), "both are renewed", 60)
-
-
-def test_all_workers_are_renewed_without_a_lost_request(one: Apart) -> None:
+def test_workers_are_renewed_without_a_lost_request(one: Apart) -> None:
     """SIGHUP under load, with streams running and connections that are kept: every request has its answer,
-    and streams that began before go on to their end."""
-    before = pids(one)
-    total = counted(one.edge_figures())
-    streams = Crowd(one.ports, lambda _: Ask("wide", 200), workers=6, total=6)
-    crowd = Crowd(one.ports, short, workers=8, seed=3)
-    wait_for(lambda: crowd.completed() > 20 and one.queue("wide").active >= 6, "requests come, streams run")
-    one.send("edge0", signal.SIGHUP)
-    renewed(one, before)
-    further = crowd.completed() + 20
-    wait_for(lambda: crowd.completed() >= further, "the new ones serve")
-    seen = crowd.end()
-    assert {one.end for one in [*seen, *streams.finish()]} == {"complete"}
-    one.settled()
-    assert counted(one.edge_figures()) - total == len(seen) + 6
-    assert one.edge_figures().total("tidegate_edge_worker_ends_total", end="retired") >= 2
-    assert set(one.ends()) == {"released"}
+    and streams that began before go on to their end. A file that is refused renews nobody.
 
-
-def test_one_worker_is_renewed_alone(one: Apart) -> None:
-    """SIGHUP to a worker's own process."""
-    before = pids(one)
-    os.kill(before[2], signal.SIGHUP)
-    wait_for(lambda: pids(one)[2] != before[2], "it is renewed", 60)
-    assert pids(one)[1] == before[1]
-
-
-def test_a_renewal_reads_the_file_and_streams_end_at_the_limit(one: Apart) -> None:
-    """A file that is refused renews nobody. A good one holds for the new workers: with a short drain_timeout
-    a stream that takes longer ends with an error in it."""
-    path = next(one.base.folder.glob("edge0.yaml"))
+    The new workers have read the file anew: with its shorter `drain_timeout` a stream that takes longer ends
+    with an error in it when its worker alone is renewed, by a SIGHUP of its own; the other one stays.
+    """
+    path = one.base.folder / "edge0.yaml"
     good = path.read_text()
     before = pids(one)
     path.write_text(good + "surprise: 1\n")
@@ -191,58 +162,62 @@ def test_a_renewal_reads_the_file_and_streams_end_at_the_limit(one: Apart) -> No
     settings = yaml.safe_load(good)
     settings["edge"]["drain_timeout"] = "1s"
     path.write_text(yaml.safe_dump(settings))
+    total = counted(one.edge_figures())
+    streams = Crowd(one.ports, lambda _: Ask("wide", 200), workers=6, total=6)
+    crowd = Crowd(one.ports, short, workers=8, seed=3)
+    wait_for(lambda: crowd.completed() > 20 and one.queue("wide").active >= 6, "requests come, streams run")
     one.send("edge0", signal.SIGHUP)
-    renewed(one, before)
-    stream = Crowd(one.ports, lambda _: Ask("wide", 2000), workers=1, total=1)
-    wait_for(lambda: one.queue("wide").active == 1, "a stream runs")
-    path.write_text(good)
-    one.send("edge0", signal.SIGHUP)
-    (seen,) = stream.finish()
-    assert (seen.end, seen.code) == ("broken", "draining")
-    pids(one)
+    wait_for(lambda: not set(pids(one).values()) & set(before.values()), "both are renewed", 60)
+    further = crowd.completed() + 20
+    wait_for(lambda: crowd.completed() >= further, "the new ones serve")
+    seen = crowd.end()
+    assert {seen.end for seen in [*seen, *streams.finish()]} == {"complete"}
     one.settled()
+    figures = one.edge_figures()
+    assert counted(figures) - total == len(seen) + 6
+    assert figures.total("tidegate_edge_worker_ends_total", end="retired") == 2
 
-
-def gone(one: Apart) -> None:
-    """No process of the edge is left, and its port is free."""
-    wait_for(lambda: not one.base.pids("tidegate_edge"), "all processes are gone", 15)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", one.ports[0]))
-        probe.listen()
-
-
-def again(one: Apart) -> None:
-    """The edge is started again."""
-    one.start("edge0")
-    wait_for(one.ready, "it is back", 30)
-    pids(one)
+    between = pids(one)
+    stream = Crowd(one.ports, lambda _: Ask("wide", 2000), workers=1, total=1)
+    holder = wait_for(lambda: next((w["worker"] for w in told(one) if w["leases"]), 0), "a stream runs")
+    os.kill(between[holder], signal.SIGHUP)
+    (long,) = stream.finish()
+    assert (long.end, long.code) == ("broken", "draining")
+    after = pids(one)
+    assert {number for number in after if after[number] != between[number]} == {holder}
+    assert set(one.ends()) == {"released"}
 
 
 def test_no_worker_outlives_a_master_that_is_killed(one: Apart) -> None:
-    """kill -9: the workers are gone in seconds, with running streams too, and the port can be had again."""
+    """kill -9: the port is free at once, the workers are gone in seconds, with running streams too."""
     stream = Crowd(one.ports, lambda _: Ask("wide", 2000), workers=2, total=2)
     wait_for(lambda: one.queue("wide").active == 2, "streams run")
     one.kill("edge0")
-    wait_for(lambda: not _connects(one.ports[0]), "the port is closed at once, before the streams are")
-    gone(one)
+    wait_for(lambda: not connects(one.ports[0]), "nobody listens")
+    assert one.base.pids("tidegate_edge"), "the port is closed before the streams are"
+    wait_for(lambda: not one.base.pids("tidegate_edge"), "all processes are gone", 15)
     assert {(seen.end, seen.code) for seen in stream.finish()} == {("broken", "draining")}
-    again(one)
-    one.settled()
 
 
-def test_a_stop_lets_short_requests_end(one: Apart) -> None:
-    """SIGTERM: what takes less than 5 s goes to its end, then nothing is left, and the status is 0."""
-    streams = Crowd(one.ports, lambda _: Ask("wide", 60), workers=6, total=6)
-    wait_for(lambda: one.queue("wide").active == 6, "streams run")
-    assert one.stop("edge0") == 0
-    assert {seen.end for seen in streams.finish()} == {"complete"}
-    gone(one)
-
-
-def _connects(port: int) -> bool:
+def connects(port: int) -> bool:
+    """Whether somebody listens."""
     try:
         socket.create_connection(("127.0.0.1", port), 2).close()
     except ConnectionRefusedError:
         return False
     return True
+
+
+def test_serve_keeps_the_workers_too(gateway: Callable[..., Gateway]) -> None:
+    """`tidegate serve`: it starts the edge again when its master is killed; when it is stopped, streams that
+    take less than 5 s go to their end, and no process is left."""
+    one = gateway({"wide": simulated("--token-rate", "40", always_on=True)}, edge={"workers": 2}).start()
+    before = one.pids("tidegate_edge")
+    masters = [pid for pid in before if "--worker" not in one.processes()[pid].split("\0")]
+    os.kill(masters[0], signal.SIGKILL)
+    wait_for(lambda: len(set(one.pids("tidegate_edge")) - set(before)) == 3, "it is started again", 30)
+    wait_for(one.is_ready, "it serves again", 30)
+    streams = Crowd([one.port], lambda _: Ask("wide", 60), workers=4, total=4)
+    wait_for(lambda: one.queue("wide")["active"] == 4, "streams run")
+    assert one.stop() == 0
+    assert {seen.end for seen in streams.finish()} == {"complete"}

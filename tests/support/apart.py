@@ -114,12 +114,6 @@ class Apart:
         self.processes[service].kill()
         self.processes[service].wait()
 
-    def stop(self, service: str) -> int:
-        """SIGTERM; the exit status."""
-        self._killed.add(service)
-        self.processes[service].terminate()
-        return self.processes[service].wait(15)
-
     def books(self) -> pb.Queues:
         """Admission's own books, asked for without any edge."""
         with grpc.insecure_channel(self.books_address) as channel:

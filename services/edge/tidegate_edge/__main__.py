@@ -61,7 +61,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event, post: Post | None = None) -
             line = f"listening on {url}"
             log.info(line)
         else:
-            member = edge.peers = Member(edge, await Link.over(post.link), stop, server.close_port)
+            member = edge.peers = Member(edge, await Link.over(post.link), stop)
             # Requests that come are for workers that can serve them, while there are others.
             both = asyncio.gather(session.available(_READY), catalog.available(_READY))
             await _over(links, stop.wait(), both)
@@ -69,6 +69,8 @@ async def serve(loaded: Loaded, stop: asyncio.Event, post: Post | None = None) -
             member.begin(post.renew)
         await _over(links, stop.wait(), edge.peers.retiring.wait())
         patience = _DRAIN
+        if member is not None:
+            server.close_port()  # at once: others may take who comes, or the next master wants the port
         if not stop.is_set():
             patience = 0.0
             log.info("retiring", connections=len(server), in_flight=len(edge.relays))

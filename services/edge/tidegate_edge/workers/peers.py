@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +81,11 @@ class Alone:
 class Member(Alone):
     """A worker among others."""
 
-    def __init__(self, edge: Edge, link: Link, stop: asyncio.Event, orphaned: Callable[[], None]) -> None:
-        """`stop` is set when the master says so or is gone; then `orphaned` is called first."""
+    def __init__(self, edge: Edge, link: Link, stop: asyncio.Event) -> None:
+        """`stop` is set when the master says so or is gone."""
         super().__init__(edge)
         self._link = link
         self._stop = stop
-        self._orphaned = orphaned
         self._tasks: list[asyncio.Task[None]] = []
 
     def begin(self, renew: asyncio.Event) -> None:
@@ -99,7 +97,6 @@ class Member(Alone):
         await self._link.hear(self._take)
         if not self._stop.is_set():
             log.warning("the master is gone; stopping")
-        self._orphaned()
         self._stop.set()
 
     async def _pass_on(self, renew: asyncio.Event) -> None:
