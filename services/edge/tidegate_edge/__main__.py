@@ -62,11 +62,12 @@ async def serve(loaded: Loaded, stop: asyncio.Event, post: Post | None = None) -
             log.info(line)
         else:
             member = edge.peers = Member(edge, await Link.over(post.link), stop)
+            member.begin(post.renew)
             # Requests that come are for workers that can serve them, while there are others.
             both = asyncio.gather(session.available(_READY), catalog.available(_READY))
             await _over(links, stop.wait(), both)
             await server.start(post.listening, (post.board, post.cell))
-            member.begin(post.renew)
+            member.listens()
         await _over(links, stop.wait(), edge.peers.retiring.wait())
         patience = _DRAIN
         if member is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import sys
 from collections.abc import Coroutine, Iterable
@@ -17,20 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import Metric
-from prometheus_client.registry import Collector
 
 from tidegate_chassis import telemetry
 from tidegate_chassis.config import EXIT_CONFIG, ConfigError
 from tidegate_chassis.process import monotonic
 from tidegate_edge.downstream.accept import Board
 from tidegate_edge.downstream.server import bind, url_of
-from tidegate_edge.metrics import MasterMetrics
 from tidegate_edge.settings import Loaded, load
+from tidegate_edge.workers.figures import Figures
 from tidegate_edge.workers.link import Link, Message
-from tidegate_edge.workers.peers import PATIENCE, Post
-from tidegate_edge.workers.sums import Families, Sums, taken
+from tidegate_edge.workers.peers import Post
+from tidegate_edge.workers.process import Worker
 
 log = structlog.get_logger("tidegate.edge")
 
@@ -40,31 +36,8 @@ _END = 7.5
 """Seconds from the word to stop until what is left is killed; a worker itself takes 7 at most."""
 _UNHEARD = 10.0
 """Seconds that a process may live without its link."""
-_LOOK = 10.0
-"""Seconds between two looks at what the workers have counted: so much is lost when one is killed."""
 _FIXED = ("listen", "workers", "metrics_listen")
 """Keys that a renewal doesn't change: they are the master's."""
-
-
-@dataclass(eq=False)
-class Worker:
-    """One process. `families` is what it told last of its metrics; `last`: it will tell no more."""
-
-    number: int
-    cell: int
-    process: asyncio.subprocess.Process
-    link: Link
-    started: float
-    listening: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    retiring: bool = False
-    last: bool = False
-    families: Families = field(default_factory=list)
-
-    @property
-    def state(self) -> str:
-        """For people."""
-        return "retiring" if self.retiring else "serving" if self.listening.is_set() else "starting"
 
 
 @dataclass(eq=False)
@@ -89,8 +62,7 @@ class Master:
         self._alive: set[Worker] = set()
         self._cells = set(range(2 * len(self._places)))
         """Of the board, those that no process has."""
-        self._ended = Sums()
-        self._metrics = MasterMetrics()
+        self._figures = Figures(self._alive)
         self._queue: list[Place] = []
         """To be renewed, one after the other."""
         self._queued = asyncio.Event()
@@ -105,13 +77,12 @@ class Master:
         self._stop = stop
         self._listening = await asyncio.to_thread(bind, self._settings.listen)
         self._board = Board(2 * len(self._places))
-        registry = CollectorRegistry()
-        registry.register(_All(self, asyncio.get_running_loop()))
         keepers = [asyncio.create_task(self._keep(place)) for place in self._places]
-        others = [self._renew_in_turn(), self._renew_on(hangup), self._look()]
+        others = [self._renew_in_turn(), self._renew_on(hangup), self._figures.look()]
         tasks = [*keepers, *(asyncio.create_task(other) for other in others)]
         try:
-            await asyncio.to_thread(telemetry.serve_metrics, self._settings.metrics_listen, registry)
+            registry, port = self._figures.registry(), self._settings.metrics_listen
+            await asyncio.to_thread(telemetry.serve_metrics, port, registry)
             stopped = asyncio.create_task(stop.wait())
             done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
@@ -145,13 +116,11 @@ class Master:
             await _first(self._stop, within=delay)
 
     def _mourn(self, worker: Worker, delay: float) -> None:
-        status = worker.process.returncode
-        if status == EXIT_CONFIG and not self._greeted:
+        if worker.process.returncode == EXIT_CONFIG and not self._greeted:
             raise ConfigError([])  # it has told the problems itself
-        self._metrics.ends.labels("died").inc()
         log.warning(
             "a worker has ended; another one is started",
-            worker=worker.number, pid=worker.process.pid, ending=_ending(status), delay=delay,
+            worker=worker.number, pid=worker.pid, ending=worker.ending, delay=delay,
         )  # fmt: skip
 
     async def _attend(self, place: Place, worker: Worker) -> Worker:
@@ -185,13 +154,11 @@ class Master:
             worker.retiring = True  # 3
             worker.link.say(do="retire")
             place.retired = worker
-            log.info(
-                "a worker is renewed", worker=place.number, pid=fresh.process.pid, old=worker.process.pid
-            )
+            log.info("a worker is renewed", worker=place.number, pid=fresh.pid, old=worker.pid)
             return fresh
         if not self._stop.is_set():
             log.error("a new worker didn't come up; the old one stays", worker=place.number)
-            _kill(fresh)  # 4
+            fresh.kill()  # 4
         return worker
 
     async def _spawn(self, place: Place) -> Worker | None:
@@ -232,18 +199,14 @@ class Master:
         try:
             await asyncio.wait_for(worker.process.wait(), _UNHEARD)
         except TimeoutError:
-            _kill(worker)
+            worker.kill()
             await worker.process.wait()
         self._alive.discard(worker)
         self._board.clear(worker.cell)
         self._cells.add(worker.cell)
-        self._ended.add(worker.families, ended=True)
+        self._figures.forget(worker)
         if worker.retiring:
-            self._metrics.ends.labels("retired").inc()
-            status = worker.process.returncode
-            log.info(
-                "a worker has retired", worker=worker.number, pid=worker.process.pid, ending=_ending(status)
-            )
+            log.info("a worker has retired", worker=worker.number, pid=worker.pid, ending=worker.ending)
         if place.retired is worker:
             place.retired = None
         worker.ended.set()
@@ -254,7 +217,7 @@ class Master:
             worker.listening.set()
             self._greet()
         elif kind == "renew":
-            log.info("a worker asks to be renewed", worker=worker.number, pid=worker.process.pid)
+            log.info("a worker asks to be renewed", worker=worker.number, pid=worker.pid)
             self._want([place])
         elif kind == "last":
             worker.families, worker.last = message["families"], True
@@ -306,45 +269,9 @@ class Master:
                 if not await renewal:
                     self._queue.clear()
 
-    # What they tell.
-
-    async def summed(self) -> Sums:
-        """The metrics of all processes that there are and were, and the master's own."""
-        await asyncio.gather(*(self._refresh(worker) for worker in self._alive))
-        sums = Sums()
-        sums.add(self._ended.families())
-        sums.add(taken(self._metrics.registry))
-        for worker in self._alive:
-            sums.add(worker.families)
-        return sums
-
-    async def _refresh(self, worker: Worker) -> None:
-        if worker.listening.is_set():
-            families = await worker.link.ask("metrics", PATIENCE)
-            if families is not None and not worker.last:
-                worker.families = families
-
-    async def _look(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK)
-            await self.summed()
-
     async def _answer(self, asker: Worker, what: str, number: int) -> None:
-        if what == "metrics":
-            sums = await self.summed()
-            text = await asyncio.to_thread(generate_latest, sums)
-            asker.link.say(answer=text.decode(), number=number)
-        else:
-            workers = sorted(self._alive, key=lambda worker: (worker.number, worker.started))
-            told = await asyncio.gather(*(self._told(worker) for worker in workers))
-            asker.link.say(answer=told, number=number)
-
-    async def _told(self, worker: Worker) -> dict[str, Any]:
-        told = None
-        if worker.listening.is_set():
-            told = await worker.link.ask("told", PATIENCE)
-        known = {"worker": worker.number, "pid": worker.process.pid, "state": worker.state}
-        return {**known, **(told or {"answers": False})}
+        answer = await (self._figures.text() if what == "metrics" else self._figures.told())
+        asker.link.say(answer=answer, number=number)
 
     # The end.
 
@@ -359,25 +286,13 @@ class Master:
             if late:
                 log.warning("workers are killed that didn't stop", workers=len(late))
             for worker in list(self._alive):
-                _kill(worker)
+                worker.kill()
             await asyncio.gather(*ends)
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-class _All(Collector):
-    """The sums, for the port that serves metrics alone, whose requests are threads."""
-
-    def __init__(self, master: Master, loop: asyncio.AbstractEventLoop) -> None:
-        self._master = master
-        self._loop = loop
-
-    def collect(self) -> Iterable[Metric]:
-        summed = asyncio.run_coroutine_threadsafe(self._master.summed(), self._loop)
-        return summed.result(2 * PATIENCE).collect()
 
 
 async def _first(*events: asyncio.Event, within: float | None = None) -> None:
@@ -388,14 +303,3 @@ async def _first(*events: asyncio.Event, within: float | None = None) -> None:
     finally:
         for wait in waits:
             wait.cancel()
-
-
-def _kill(worker: Worker) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        worker.process.kill()
-
-
-def _ending(status: int | None) -> str:
-    if status is not None and status < 0:
-        return f"signal {signal.Signals(-status).name}"
-    return f"status {status}"

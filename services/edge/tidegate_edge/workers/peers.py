@@ -89,9 +89,12 @@ class Member(Alone):
         self._tasks: list[asyncio.Task[None]] = []
 
     def begin(self, renew: asyncio.Event) -> None:
-        """This process takes connections. When `renew` is set the master is asked for another one."""
-        self._link.say(do="listening")
+        """Hears what the master says from now on. When `renew` is set it is asked for another process."""
         self._tasks = [asyncio.create_task(self._hear()), asyncio.create_task(self._pass_on(renew))]
+
+    def listens(self) -> None:
+        """This process takes connections."""
+        self._link.say(do="listening")
 
     async def _hear(self) -> None:
         await self._link.hear(self._take)
