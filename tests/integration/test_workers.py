@@ -208,6 +208,7 @@ def connects(port: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_serve_keeps_the_workers_too(gateway: Callable[..., Gateway]) -> None:
     """`tidegate serve`: it starts the edge again when its master is killed; when it is stopped, streams that
     take less than 5 s go to their end, and no process is left."""

@@ -69,15 +69,13 @@ async def serve(loaded: Loaded, stop: asyncio.Event, post: Post | None = None) -
             await server.start(post.listening, (post.board, post.cell))
             member.listens()
         await _over(links, stop.wait(), edge.peers.retiring.wait())
-        patience = _DRAIN
         if member is not None:
             server.close_port()  # at once: others may take who comes, or the next master wants the port
         if not stop.is_set():
-            patience = 0.0
             log.info("retiring", connections=len(server), in_flight=len(edge.relays))
             server.retire()
             await _over(links, stop.wait(), server.emptied(), within=settings.drain_timeout)
-        await _drain(edge, patience)
+        await _drain(edge, _DRAIN if stop.is_set() else 0.0)
     finally:
         await asyncio.gather(session.close(_LAST), server.stop(1.0))
         for link in links:
