@@ -25,7 +25,7 @@ from tidegate_edge.workers.sums import Sums, taken
 def process(requests: int, in_flight: float) -> Metrics:
     """A process's metrics after some requests."""
     metrics = Metrics()
-    metrics.watch(lambda: {"in_flight": in_flight})
+    metrics.watch(lambda: {"in_flight": in_flight, "keys": 3 + in_flight})
     for number in range(requests):
         metrics.requests("small", "200", "ok")()
         metrics.duration("small")(0.01 * number)
@@ -33,7 +33,8 @@ def process(requests: int, in_flight: float) -> Metrics:
 
 
 def test_what_the_dead_have_counted_stays_and_their_gauges_go() -> None:
-    """Counters and histograms add up over all processes there ever were; gauges over those that live."""
+    """Counters and histograms add up over all processes there ever were; gauges over those that live, but
+    for those that tell the same everywhere."""
     one, two, dead = process(3, 1), process(4, 2), process(5, 7)
     dead.refused("queue_full")()
     ended, sums = Sums(), Sums()
@@ -46,6 +47,7 @@ def test_what_the_dead_have_counted_stays_and_their_gauges_go() -> None:
     assert figures.total("tidegate_edge_request_duration_seconds_bucket", le="0.005") == 3
     assert figures.total("tidegate_edge_refusals_total", code="queue_full") == 1
     assert figures.total("tidegate_edge_in_flight") == 3
+    assert figures.total("tidegate_edge_keys") == 5
 
 
 def test_one_process_summed_is_what_it_says_itself() -> None:

@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+ALIKE = frozenset(("tidegate_edge_keys", "tidegate_edge_keys_file_refused"))
+"""Gauges that tell the same in each of several workers: together they are the largest, not the sum."""
 _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
@@ -93,6 +95,8 @@ class _Gauges(Collector):
         "leases": "Leases held, by this edge's sessions.",
         "session_connected": "Sessions whose stream admission has welcomed; each worker has one.",
         "draining": "Processes that are stopping.",
+        "keys": "API keys that are valid now.",
+        "keys_file_refused": "1 while the key file can't be used and what was in effect before stays.",
     }
 
     def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:

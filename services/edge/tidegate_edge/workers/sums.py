@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from tidegate_edge.metrics import ALIKE
+
 Families = list[tuple[str, str, str, list[tuple[str, dict[str, str], float]]]]
 """Name, help and type, and the samples: name, labels, value. As it comes out of JSON too."""
 
@@ -30,7 +32,7 @@ def taken(registry: CollectorRegistry) -> Families:
 
 
 class Sums(Collector):
-    """Metrics, added up. The time at which a series was created is the first of all."""
+    """Metrics, added up."""
 
     def __init__(self) -> None:
         self._families: dict[str, tuple[str, str]] = {}
@@ -46,10 +48,7 @@ class Sums(Collector):
             for sample, labels, value in samples:
                 key = (sample, tuple(labels.items()))
                 known = sums.get(key)
-                if known is None:
-                    sums[key] = value
-                else:
-                    sums[key] = min(known, value) if sample.endswith(_CREATED) else known + value
+                sums[key] = value if known is None else _together(name, sample, known, value)
 
     def families(self) -> Families:
         """The sums, as they can be added to others."""
@@ -65,3 +64,11 @@ class Sums(Collector):
             for sample, labels, value in samples:
                 metric.add_sample(sample, labels, value)
             yield metric
+
+
+def _together(family: str, sample: str, one: float, other: float) -> float:
+    """What two processes tell of one series: of times of creation the first counts, of what they tell alike
+    the largest; all else is summed."""
+    if sample.endswith(_CREATED):
+        return min(one, other)
+    return max(one, other) if family in ALIKE else one + other
