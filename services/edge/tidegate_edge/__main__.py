@@ -78,7 +78,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event, post: Post | None = None) -
             log.info("retiring", connections=len(server), in_flight=len(edge.relays))
             server.retire()
             await _over(links, stop.wait(), server.emptied(), within=settings.drain_timeout)
-        await _drain(edge, _DRAIN if stop.is_set() else 0.0)
+        await _drain(edge, server, _DRAIN if stop.is_set() else 0.0)
     finally:
         await asyncio.gather(session.close(_LAST), server.stop(1.0))
         for link in links:
@@ -116,9 +116,9 @@ def _limits(settings: EdgeSettings) -> Limits:
     )
 
 
-async def _drain(edge: Edge, patience: float) -> None:
+async def _drain(edge: Edge, server: Server, patience: float) -> None:
     """No new requests; running ones have `patience` seconds, then end with an error."""
-    edge.draining = True
+    edge.draining = server.draining = True
     log.info("draining", in_flight=len(edge.relays))
     if not await edge.relays.gone(patience):
         log.warning("ending what still runs", in_flight=len(edge.relays))
