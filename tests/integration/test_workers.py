@@ -158,6 +158,8 @@ def test_workers_are_renewed_without_a_lost_request(one: Apart) -> None:
     path.write_text(good + "surprise: 1\n")
     one.send("edge0", signal.SIGHUP)
     wait_for(lambda: "no worker is renewed" in one.log(), "the file is refused")
+    os.kill(before[1], signal.SIGHUP)
+    wait_for(lambda: "the old one stays" in one.log(), "its successor refuses the file too", 60)
     assert pids(one) == before
     settings = yaml.safe_load(good)
     settings["edge"]["drain_timeout"] = "1s"
