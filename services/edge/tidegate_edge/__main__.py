@@ -8,15 +8,16 @@ import asyncio
 import gc
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from tidegate_chassis import logs, process, telemetry
+from tidegate_chassis import logs, process, rpc, telemetry
 from tidegate_chassis.config import EXIT_CONFIG, ConfigError, effective
+from tidegate_chassis.tls import Certificates
 from tidegate_edge.app import App
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.downstream.server import Limits, Server, bind, url_of
@@ -41,9 +42,11 @@ _READY = 3.0
 """Seconds that a worker waits for admission and the catalogue before it takes connections all the same."""
 
 
-async def serve(loaded: Loaded, stop: asyncio.Event, post: Post | None = None) -> None:
+async def serve(
+    loaded: Loaded, stop: asyncio.Event, certificates: Certificates | None = None, post: Post | None = None
+) -> None:
     """Serves until `stop` is set, or as one of several workers until it retires; then drains. What a link to
-    another service dies of is raised: fatal."""
+    another service dies of is raised: fatal. `certificates`: for clients; None = HTTP is plain."""
     settings = loaded.edge
     session = Session(settings.admission_address, settings.control_grace)
     catalog = Catalog(settings.lifecycle_address)
@@ -54,12 +57,15 @@ async def serve(loaded: Loaded, stop: asyncio.Event, post: Post | None = None) -
     edge.metrics.watch(guard.gauges)
     server = edge.connections = Server(App(edge, status, guard), _limits(settings), edge.refused)
     links = [asyncio.create_task(link.run()) for link in (session, catalog, guard)]
+    links.append(asyncio.create_task(rpc.watch_certificates()))
+    if certificates is not None:
+        links.append(asyncio.create_task(certificates.watch()))
     member: Member | None = None
     try:
         if post is None:
             listening = await asyncio.to_thread(bind, settings.listen)
-            url = url_of(listening)
-            await server.start(listening)
+            url = url_of(listening, certificates is not None)
+            await server.start(listening, certificates)
             await asyncio.to_thread(telemetry.serve_metrics, settings.metrics_listen, edge.metrics.registry)
             line = f"listening on {url}"
             log.info(line)
@@ -69,7 +75,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event, post: Post | None = None) -
             # Requests that come are for workers that can serve them, while there are others.
             both = asyncio.gather(session.available(_READY), catalog.available(_READY))
             await _over(links, stop.wait(), both)
-            await server.start(post.listening, (post.board, post.cell))
+            await server.start(post.listening, certificates, (post.board, post.cell))
             member.listens()
         await _over(links, stop.wait(), edge.peers.retiring.wait())
         if member is not None:
@@ -87,7 +93,6 @@ async def serve(loaded: Loaded, stop: asyncio.Event, post: Post | None = None) -
             await member.leave(_LAST)
         await asyncio.wait(links, timeout=_LAST)
         await upstream.close()
-        await status.close()
 
 
 async def _over(
@@ -138,7 +143,7 @@ def main() -> int:
         return _lead(path, loaded)
     telemetry.set_up("edge", loaded.telemetry)
     _log_settings(loaded)
-    return _run(lambda stop: serve(loaded, stop))
+    return _run(loaded)
 
 
 def _lead(path: Path, loaded: Loaded) -> int:
@@ -167,15 +172,17 @@ def _work() -> int:
         return EXIT_CONFIG
     loaded = replace(loaded, edge=loaded.edge.share(post.count))
     telemetry.set_up("edge", loaded.telemetry, post.number)
-    return _run(lambda stop: serve(loaded, stop, post), post.renew)
+    return _run(loaded, post)
 
 
-def _run(main: Callable[[asyncio.Event], Awaitable[None]], hangup: asyncio.Event | None = None) -> int:
+def _run(loaded: Loaded, post: Post | None = None) -> int:
+    rpc.secure(loaded.tls)
+    certificates = Certificates(loaded.https) if loaded.https else None
     # What was imported is never garbage; looking at it in every full collection is a pause for all streams.
     gc.freeze()
     gc.set_threshold(5_000, 20, 20)
     try:
-        return process.run(main, hangup)
+        return process.run(lambda stop: serve(loaded, stop, certificates, post), post.renew if post else None)
     finally:
         telemetry.shut_down()
 

@@ -58,6 +58,7 @@ class Master:
     def __init__(self, config: Path, loaded: Loaded) -> None:
         self._config = config
         self._settings = loaded.edge
+        self._secure = loaded.https is not None
         self._places = [Place(number) for number in range(1, loaded.edge.workers + 1)]
         self._alive: set[Worker] = set()
         self._cells = set(range(2 * len(self._places)))
@@ -229,7 +230,7 @@ class Master:
         up = {worker.number for worker in self._alive if worker.listening.is_set()}
         if not self._greeted and len(up) == len(self._places):
             self._greeted = True
-            line = f"listening on {url_of(self._listening)}"
+            line = f"listening on {url_of(self._listening, self._secure)}"
             log.info(line, workers=len(up))
 
     # Renewal.
