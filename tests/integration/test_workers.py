@@ -64,7 +64,7 @@ def pids(one: Apart) -> dict[int, int]:
         fine = states == [("serving", 1)] * 2
         return {worker["worker"]: worker["pid"] for worker in workers} if fine else None
 
-    found: dict[int, int] = wait_for(both, "two workers serve, and no other", 30)
+    found: dict[int, int] = wait_for(both, "two workers serve, and no other", 60)
     return found
 
 
@@ -218,8 +218,8 @@ def test_serve_keeps_the_workers_too(gateway: Callable[..., Gateway]) -> None:
     before = one.pids("tidegate_edge")
     masters = [pid for pid in before if "--worker" not in one.processes()[pid].split("\0")]
     os.kill(masters[0], signal.SIGKILL)
-    wait_for(lambda: len(set(one.pids("tidegate_edge")) - set(before)) == 3, "it is started again", 30)
-    wait_for(one.is_ready, "it serves again", 30)
+    wait_for(lambda: len(set(one.pids("tidegate_edge")) - set(before)) == 3, "it is started again", 60)
+    wait_for(one.is_ready, "it serves again", 60)
     streams = Crowd([one.port], lambda _: Ask("wide", 60), workers=4, total=4)
     wait_for(lambda: one.queue("wide")["active"] == 4, "streams run")
     assert one.stop() == 0
