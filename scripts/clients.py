@@ -1,7 +1,7 @@
 """`make clients`: the environments of the real clients that tests/clients drives, each made once.
 
-Clients conflict with one another and with the project, so each has an environment of its own in .clients/, at the
-versions of the lock beside its program. Node comes from the Python index too; nothing has to be installed before.
+Clients conflict with one another and with the project, so each has an environment of its own in .clients/, at
+the versions of the lock beside its program. Node comes from the Python index too.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ HOME = ROOT / ".clients"
 PROGRAMS = ROOT / "tests" / "clients"
 NODE = PROGRAMS / "node"
 PYTHON = {name: PROGRAMS / "python" / name for name in ("anthropic", "langchain", "litellm", "openai_httpx")}
-"""Environments by name, and the folder of each one's `requirements.txt`. openai-python's current release is the
-project's own dependency."""
+"""Environments by name, and the folder of each one's `requirements.txt`. The current release of openai-python
+is a dependency of the project itself."""
 _UV = Path(sys.executable).parent / "uv"
 
 

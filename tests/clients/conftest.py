@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ class Behind:
     """The model server behind the gateway."""
 
     def __init__(self, address: str) -> None:
+        self.address = address
         self._http = httpx.Client(base_url=address, timeout=30, trust_env=False)
 
     def post(self, path: str, **body: Any) -> Any:
@@ -67,6 +68,15 @@ class Scene:
             self._clients[name] = Client(name)
         return self._clients[name]
 
+    def ready(self, names: Iterable[str]) -> list[Client]:
+        """Clients that have been started, so that nobody waits for one that is still being imported."""
+        clients = [self.client(name) for name in names]
+        for client in clients:
+            client.begin("routes")
+        for client in clients:
+            client.result()
+        return clients
+
     def behind(self, model: str = "chat") -> Behind:
         """The server of a model, loaded when it isn't."""
         if model not in self._behind:
@@ -81,8 +91,10 @@ class Scene:
         return self.gateway.url
 
     def close(self) -> None:
-        for one in [*self._clients.values(), *self._behind.values()]:
-            one.close()
+        for client in self._clients.values():
+            client.close()
+        for server in self._behind.values():
+            server.close()
         self.gateway.close()
 
 
@@ -93,10 +105,16 @@ def _scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     models = {
         "chat": simulated("--default-tokens", "12", aliases=["gpt-alias"], vram="1GiB"),
         "slow": simulated("--token-rate", "4", "--default-tokens", "400", vram="1GiB"),
-        "busy": simulated("--token-rate", "4", max_concurrent=1, max_queue=1, vram="1GiB"),
+        "busy": simulated("--token-rate", "4", max_concurrent=1, max_queue=3, vram="1GiB"),
+        "line": simulated("--token-rate", "20", max_concurrent=1, vram="1GiB"),
         "huge": simulated(vram="100GiB"),
     }
-    edge = {"extra_routes": [f"POST /v1/{path}" for path in ("audio/speech", "images/generations", "images/edits")]}
+    edge: dict[str, Any] = {"keepalive_after": "200ms"}
+    edge |= {
+        "extra_routes": [
+            f"POST /v1/{path}" for path in ("audio/speech", "images/generations", "images/edits")
+        ]
+    }
     scene = Scene(Gateway(tmp_path_factory.mktemp("clients"), {"models": models, "edge": edge}).start())
     yield scene
     scene.close()

@@ -16,7 +16,7 @@ from scripts.clients import NODE, PROGRAMS, interpreter, node
 
 Facts = dict[str, Any]
 PYTHON = PROGRAMS / "python"
-_PATIENCE = 60.0
+_PATIENCE = 100.0
 """Seconds for one order, the time that the client needs to be imported included."""
 
 CHAT = frozenset({"chat", "complete", "embed", "use_tool", "shape", "read", "leave"})

@@ -50,9 +50,13 @@ def test_completions(scene: Scene, name: str, stream: bool) -> None:
 
 
 def _completed(scene: Scene) -> set[str]:
-    # The AI SDK turns a prompt into the words of two speakers before it sends it, LangChain limits the length.
+    # The AI SDK turns a prompt into the words of two speakers, LangChain limits the length.
     turned = f"user:\n{ASK}\n\nassistant:\n"
-    asked = [{"prompt": ASK}, {"prompt": ASK, "max_tokens": 256}, {"prompt": turned, "stop": ["\nuser:"]}]
+    asked: list[dict[str, Any]] = [
+        {"prompt": ASK},
+        {"prompt": ASK, "max_tokens": 256},
+        {"prompt": turned, "stop": ["\nuser:"]},
+    ]
     return {
         scene.behind().post("/v1/completions", model="chat", **words)["choices"][0]["text"] for words in asked
     }
@@ -204,7 +208,13 @@ def test_ranks(scene: Scene, name: str) -> None:
 @having("models")
 def test_models(scene: Scene, name: str) -> None:
     """The list holds every model of the catalogue."""
-    assert sorted(scene.client(name).do("models", url=scene.url)["ids"]) == ["busy", "chat", "huge", "slow"]
+    assert sorted(scene.client(name).do("models", url=scene.url)["ids"]) == [
+        "busy",
+        "chat",
+        "huge",
+        "line",
+        "slow",
+    ]
 
 
 @having("model")

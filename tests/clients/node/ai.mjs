@@ -129,12 +129,12 @@ async function redraw({ model, text, image, ...client }) {
   return { picture: (await generateImage(asked)).image.base64 };
 }
 
-async function read({ route, model, text, ...client }) {
+async function read({ dialect, model, text, ...client }) {
   const chosen = {
     chat: () => chatModel(client, model),
     complete: () => completionModel(client, model),
     respond: () => at(client).responses(model),
-  }[route]();
+  }[dialect]();
   const seen = [];
   let failed;
   const result = streamText({

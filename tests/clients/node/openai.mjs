@@ -181,7 +181,7 @@ async function model({ name, ...client }) {
   return { id: found.id, object: found.object };
 }
 
-async function read({ route, model, text, ...client }) {
+async function read({ dialect, model, text, ...client }) {
   const one = at(client);
   const seen = [];
   try {
@@ -189,7 +189,7 @@ async function read({ route, model, text, ...client }) {
       chat: () => one.chat.completions.create({ model, messages: user(text), stream: true }),
       complete: () => one.completions.create({ model, prompt: text, stream: true }),
       respond: () => one.responses.create({ model, input: text, stream: true }),
-    }[route]();
+    }[dialect]();
     for await (const event of events) seen.push(event.type ?? event.object);
   } catch (error) {
     return { seen, raised: error.constructor.name, message: String(error.message) };

@@ -19,17 +19,17 @@ Facts = dict[str, Any]
 def serve(routes: Mapping[str, Callable[..., Facts]]) -> None:
     """Answers `{"do": route, "with": {...}}` with the facts of that route, until no more orders come.
 
-    The route `routes` tells which there are. What a client raises is a fact too. Clients print; so facts have a descriptor of their own.
+    The route `routes` tells which there are. What a client raises is a fact too. Clients print; so facts have
+    a descriptor of their own.
     """
-    known = list(routes)
+    known = {**routes, "routes": lambda: {"routes": sorted(routes)}}
     facts = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    routes = {**routes, "routes": lambda: {"routes": sorted(known)}}
     for line in sys.stdin:
         order = json.loads(line)
         begin = time.monotonic()
         try:
-            found = routes[order["do"]](**order["with"])
+            found = known[order["do"]](**order["with"])
         except Exception as error:
             found = raised(error)
         facts.write(json.dumps(found | {"seconds": time.monotonic() - begin}) + "\n")

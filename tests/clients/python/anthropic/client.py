@@ -89,9 +89,9 @@ def model(name: str, **client: Any) -> Facts:
         return {"id": one.models.retrieve(name).id}
 
 
-def read(route: str, model: str, text: str, **client: Any) -> Facts:
+def read(dialect: str, model: str, text: str, **client: Any) -> Facts:
     """A stream is read to its end, whatever that is."""
-    assert route == "message"
+    assert dialect == "message"
     seen: list[str] = []
     asked: Any = {"model": model, "messages": _messages(text), "max_tokens": 12, "stream": True}
     try:

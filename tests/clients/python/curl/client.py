@@ -17,17 +17,10 @@ class Failed(Exception):
 def _command(
     path: str, flags: tuple[str, ...], *, url: str, key: str = "none", retries: int = 0, timeout: float = 30
 ) -> list[str]:
-    limits = ["--retry", str(retries), "--max-time", str(timeout)]
-    return [
-        "curl",
-        "-sS",
-        "--fail-with-body",
-        *limits,
-        "-H",
-        f"Authorization: Bearer {key}",
-        f"{url}{path}",
-        *flags,
-    ]
+    # With --fail-with-body what a retry replaces would be in the output too.
+    fail = ["--fail", "--retry", str(retries)] if retries else ["--fail-with-body"]
+    shared = ["--max-time", str(timeout), "-H", f"Authorization: Bearer {key}", f"{url}{path}"]
+    return ["curl", "-sS", *fail, *shared, *flags]
 
 
 def _curl(path: str, *flags: str, **client: Any) -> str:

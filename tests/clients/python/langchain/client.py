@@ -98,13 +98,13 @@ def shape(model: str, text: str, method: str = "json_schema", **client: Any) -> 
     return {"value": one.with_structured_output(Place, method=method).invoke(text).model_dump()}
 
 
-def read(route: str, model: str, text: str, **client: Any) -> Facts:
+def read(dialect: str, model: str, text: str, **client: Any) -> Facts:
     """A stream is read to its end, whatever that is."""
     one: Any
-    if route == "complete":
+    if dialect == "complete":
         one = OpenAI(model=model, **_at(**client))
     else:
-        one = ChatOpenAI(model=model, use_responses_api=route == "respond", **_at(**client))
+        one = ChatOpenAI(model=model, use_responses_api=dialect == "respond", **_at(**client))
     seen: list[str] = []
     try:
         seen.extend(type(piece).__name__ for piece in one.stream(text))

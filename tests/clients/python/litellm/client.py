@@ -1,4 +1,4 @@
-"""LiteLLM as a library, with its providers for servers that speak OpenAI's, Anthropic's and vLLM's dialects."""
+"""LiteLLM as a library, with its providers for OpenAI's, Anthropic's and vLLM's dialects."""
 
 from __future__ import annotations
 
@@ -200,19 +200,19 @@ def rank(model: str, text: str, texts: list[str], **client: Any) -> Facts:
     return {"order": [item["index"] for item in answer.results]}
 
 
-def read(route: str, model: str, text: str, **client: Any) -> Facts:
+def read(dialect: str, model: str, text: str, **client: Any) -> Facts:
     """A stream is read to its end, whatever that is."""
     seen: list[str] = []
     at = _at(**client)
     try:
         events: Any
-        if route == "chat":
+        if dialect == "chat":
             events = litellm.completion(model=f"openai/{model}", messages=_messages(text), stream=True, **at)
-        elif route == "complete":
+        elif dialect == "complete":
             events = litellm.text_completion(
                 model=f"text-completion-openai/{model}", prompt=text, stream=True, **at
             )
-        elif route == "message":
+        elif dialect == "message":
             at["api_base"] = at["api_base"].removesuffix("/v1")
             events = litellm.completion(
                 model=f"anthropic/{model}", messages=_messages(text), stream=True, max_tokens=12, **at

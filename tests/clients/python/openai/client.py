@@ -234,20 +234,20 @@ def model(name: str, **client: Any) -> Facts:
         return {"id": found.id, "object": found.object}
 
 
-def read(route: str, model: str, text: str, **client: Any) -> Facts:
+def read(dialect: str, model: str, text: str, **client: Any) -> Facts:
     """A stream is read to its end, whatever that is."""
     seen: list[str] = []
     try:
         with _client(**client) as one:
             events: Any
-            if route == "chat":
+            if dialect == "chat":
                 events = one.chat.completions.create(model=model, messages=_messages(text), stream=True)
-            elif route == "complete":
+            elif dialect == "complete":
                 events = one.completions.create(model=model, prompt=text, stream=True)
             else:
                 events = one.responses.create(model=model, input=text, stream=True)
             seen.extend(
-                getattr(event, "type", event.object if route != "respond" else "") for event in events
+                getattr(event, "type", event.object if dialect != "respond" else "") for event in events
             )
     except openai.APIError as error:
         return {"seen": seen, "raised": type(error).__name__, "message": str(error)}
