@@ -24,7 +24,7 @@ RESPONSES = frozenset({"respond", "use_tool_in_response", "shape_response"})
 KEPT = frozenset({"keep", "fetch", "drop"})
 MEDIA = frozenset({"transcribe", "speak", "draw", "redraw"})
 MODELS = frozenset({"models", "model"})
-OPENAI = CHAT | RESPONSES | KEPT | MEDIA | MODELS | {"translate"}
+OPENAI = CHAT | RESPONSES | KEPT | MEDIA | MODELS | {"translate", "upload"}
 
 
 @dataclass(frozen=True)

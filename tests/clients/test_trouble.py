@@ -106,6 +106,22 @@ def test_an_unknown_model(scene: Scene, name: str) -> None:
 
 
 @having("chat")
+def test_a_body_that_is_too_large(scene: Scene, name: str) -> None:
+    """A client that is still sending learns that its body is too large, not that its connection is gone."""
+    before = _refused(scene, "body_too_large")
+    text = "tide " * 600_000
+    facts = scene.client(name).fail("chat", url=scene.url, model="chat", text=text, retries=2)
+    assert _has_status(facts, 413), facts
+    assert _refused(scene, "body_too_large") == before + 1
+
+
+@having("upload")
+def test_a_route_that_does_not_exist(scene: Scene, name: str) -> None:
+    """An upload to a route that isn't there is the client's error for that, though nobody reads it."""
+    assert scene.client(name).fail("upload", url=scene.url, size=3_000_000)["raised"] == "NotFoundError"
+
+
+@having("chat")
 def test_the_servers_own_refusal(scene: Scene, name: str) -> None:
     """What the server behind refuses is the client's error, in the server's words."""
     facts = scene.client(name).fail("chat", url=scene.url, model="chat", text=ASK, length=100_000)

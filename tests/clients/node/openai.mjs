@@ -181,6 +181,12 @@ async function model({ name, ...client }) {
   return { id: found.id, object: found.object };
 }
 
+// A file, for a route that the gateway doesn't have.
+async function upload({ size, ...client }) {
+  const content = await toFile(Buffer.alloc(size, "x"), "a.txt");
+  return { id: (await at(client).files.create({ file: content, purpose: "user_data" })).id };
+}
+
 async function read({ dialect, model, text, ...client }) {
   const one = at(client);
   const seen = [];
@@ -205,5 +211,5 @@ async function leave({ model, text, ...client }) {
 
 await serve({
   ...{ chat, complete, embed, respond, keep, fetch, drop, use_tool, use_tool_in_response, shape, shape_response },
-  ...{ transcribe, translate, speak, draw, redraw, models, model, read, leave },
+  ...{ transcribe, translate, speak, draw, redraw, models, model, upload, read, leave },
 });

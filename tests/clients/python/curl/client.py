@@ -9,13 +9,15 @@ from typing import Any
 
 from runner import Facts, serve
 
+JSON = ("-H", "Content-Type: application/json", "--data-binary", "@-")
+
 
 class Failed(Exception):
     """curl ended with another status than 0."""
 
 
 def _command(
-    path: str, flags: tuple[str, ...], *, url: str, key: str = "none", retries: int = 0, timeout: float = 30
+    path: str, *flags: str, url: str, key: str = "none", retries: int = 0, timeout: float = 30
 ) -> list[str]:
     # With --fail-with-body what a retry replaces would be in the output too.
     fail = ["--fail", "--retry", str(retries)] if retries else ["--fail-with-body"]
@@ -23,32 +25,29 @@ def _command(
     return ["curl", "-sS", *fail, *shared, *flags]
 
 
-def _curl(path: str, *flags: str, **client: Any) -> str:
-    done = subprocess.run(_command(path, flags, **client), capture_output=True, text=True)
+def _curl(command: list[str], sent: bytes = b"") -> str:
+    done = subprocess.run(command, input=sent, capture_output=True)
     if done.returncode:
-        raise Failed(f"{done.returncode}: {done.stderr} {done.stdout}")
-    return done.stdout
+        raise Failed(f"{done.returncode}: {done.stderr.decode()} {done.stdout.decode()}")
+    return done.stdout.decode()
 
 
-def _json(body: dict[str, Any]) -> tuple[str, ...]:
-    return "-H", "Content-Type: application/json", "-d", json.dumps(body)
-
-
-def _chat(model: str, text: str, **fields: Any) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+def _chat(model: str, text: str, **fields: Any) -> bytes:
+    return json.dumps({"model": model, "messages": [{"role": "user", "content": text}], **fields}).encode()
 
 
 def chat(model: str, text: str, stream: bool = False, *, length: int | None = None, **client: Any) -> Facts:
     """Chat completions."""
-    body = _chat(model, text, **({} if length is None else {"max_tokens": length}))
+    fields: dict[str, Any] = {} if length is None else {"max_tokens": length}
+    command = _command("/v1/chat/completions", *JSON, **client)
     if stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-        lines = _curl("/v1/chat/completions", "-N", *_json(body), **client).splitlines()
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+        lines = _curl([*command, "-N"], _chat(model, text, **fields)).splitlines()
         frames = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
         assert frames.pop() == "[DONE]"
         chunks = [json.loads(frame) for frame in frames]
     else:
-        chunks = [json.loads(_curl("/v1/chat/completions", *_json(body), **client))]
+        chunks = [json.loads(_curl(command, _chat(model, text, **fields)))]
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     said = (choice["delta" if stream else "message"].get("content") or "" for choice in choices)
     return {
@@ -61,28 +60,27 @@ def chat(model: str, text: str, stream: bool = False, *, length: int | None = No
 
 def embed(model: str, texts: list[str], **client: Any) -> Facts:
     """Embeddings."""
-    answer = json.loads(_curl("/v1/embeddings", *_json({"model": model, "input": texts}), **client))
+    sent = json.dumps({"model": model, "input": texts}).encode()
+    answer = json.loads(_curl(_command("/v1/embeddings", *JSON, **client), sent))
     return {"vectors": [item["embedding"] for item in answer["data"]]}
 
 
 def transcribe(model: str, sound: str, **client: Any) -> Facts:
     """Audio to text; the file comes before the model, as people write it."""
-    command = _command(
-        "/v1/audio/transcriptions", ("-F", "file=@-;filename=a.wav", "-F", f"model={model}"), **client
-    )
-    done = subprocess.run(command, input=base64.b64decode(sound), capture_output=True, check=True)
-    return {"text": json.loads(done.stdout)["text"]}
+    form = ("-F", "file=@-;filename=a.wav", "-F", f"model={model}")
+    answer = _curl(_command("/v1/audio/transcriptions", *form, **client), base64.b64decode(sound))
+    return {"text": json.loads(answer)["text"]}
 
 
 def models(**client: Any) -> Facts:
     """The list of models."""
-    return {"ids": [model["id"] for model in json.loads(_curl("/v1/models", **client))["data"]]}
+    return {"ids": [model["id"] for model in json.loads(_curl(_command("/v1/models", **client)))["data"]]}
 
 
 def leave(model: str, text: str, **client: Any) -> Facts:
     """A stream is left after its first piece, as by Ctrl-C."""
-    flags = _json(_chat(model, text, stream=True, max_tokens=500))
-    command = _command("/v1/chat/completions", ("-N", *flags), **client)
+    sent = _chat(model, text, stream=True, max_tokens=500)
+    command = _command("/v1/chat/completions", "-N", *JSON[:2], "--data-raw", sent.decode(), **client)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()

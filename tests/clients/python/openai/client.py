@@ -234,6 +234,12 @@ def model(name: str, **client: Any) -> Facts:
         return {"id": found.id, "object": found.object}
 
 
+def upload(size: int, **client: Any) -> Facts:
+    """A file, for a route that the gateway doesn't have."""
+    with _client(**client) as one:
+        return {"id": one.files.create(file=("a.txt", b"x" * size), purpose="user_data").id}
+
+
 def read(dialect: str, model: str, text: str, **client: Any) -> Facts:
     """A stream is read to its end, whatever that is."""
     seen: list[str] = []
@@ -272,7 +278,19 @@ if __name__ == "__main__":
             one.__name__: one
             for one in (
                 *(chat, complete, embed, respond, keep, fetch, drop, use_tool, use_tool_in_response, shape),
-                *(shape_response, transcribe, translate, speak, draw, redraw, models, model, read, leave),
+                *(
+                    shape_response,
+                    transcribe,
+                    translate,
+                    speak,
+                    draw,
+                    redraw,
+                    models,
+                    model,
+                    upload,
+                    read,
+                    leave,
+                ),
             )
         }
     )
