@@ -98,11 +98,11 @@ def test_responses(scene: Scene, name: str, stream: bool) -> None:
 def test_responses_are_fetched_and_cancelled(scene: Scene, name: str) -> None:
     """A response made in the background is fetched when it is done; one that takes long is cancelled."""
     client = scene.client(name)
-    made = client.do("keep", url=scene.url, model="chat", text=ASK, length=8)
+    made = client.do("keep", url=scene.url, model="chat", text=ASK, length=16)
     done = wait_for(
         lambda: _done(client.do("fetch", url=scene.url, answer=made["id"])), "the response is done"
     )
-    truth = scene.behind().post("/v1/responses", model="chat", input=ASK, max_output_tokens=8)
+    truth = scene.behind().post("/v1/responses", model="chat", input=ASK, max_output_tokens=16)
     assert done["text"] == truth["output"][0]["content"][0]["text"]
     long = client.do("keep", url=scene.url, model="slow", text=ASK, length=400)
     assert client.do("drop", url=scene.url, answer=long["id"])["state"] == "cancelled"
