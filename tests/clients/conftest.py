@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -65,7 +66,7 @@ class Scene:
     def client(self, name: str) -> Client:
         """A client by its name in CLIENTS."""
         if name not in self._clients:
-            self._clients[name] = Client(name)
+            self._clients[name] = Client(name, {"url": self.url})
         return self._clients[name]
 
     def ready(self, names: Iterable[str]) -> list[Client]:
@@ -96,6 +97,22 @@ class Scene:
         for server in self._behind.values():
             server.close()
         self.gateway.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One client after another, so that workers seldom start the same one."""
+    here = [at for at, item in enumerate(items) if Path(__file__).parent in item.path.parents]
+    for at, item in zip(here, sorted((items[at] for at in here), key=_client), strict=True):
+        items[at] = item
+
+
+def _client(item: pytest.Item) -> str:
+    name = (
+        item.callspec.params.get("name")
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else None
+    )
+    return str(name or "~ all of them")
 
 
 @pytest.fixture(scope="package")

@@ -72,27 +72,33 @@ CLIENTS: dict[str, Program] = {
 
 
 class Client:
-    """One client's process, started with its first order."""
+    """One client's process, started with its first order. `at` goes with each: where, and by which key."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, at: Facts) -> None:
         self.name = name
+        self._at = at
         self.program = CLIENTS[name]
         self._process: subprocess.Popen[str] | None = None
+        self._orders = 0
         self._facts: queue.Queue[str] = queue.Queue()
 
     def begin(self, route: str, **words: Any) -> None:
         """Sends an order and doesn't wait."""
         process = self._process or self._start()
         assert process.stdin is not None
-        process.stdin.write(json.dumps({"do": route, "with": words}) + "\n")
+        self._orders += 1
+        order = {"number": self._orders, "do": route, "with": self._at | words}
+        process.stdin.write(json.dumps(order) + "\n")
         process.stdin.flush()
 
     def result(self) -> Facts:
-        """The facts of the order sent; what the client raised is among them, as `raised`."""
-        line = self._facts.get(timeout=_PATIENCE)
-        assert line, f"{self.name} ended in the middle of an order"
-        facts: Facts = json.loads(line)
-        return facts
+        """The facts of the last order; what the client raised is among them, as `raised`."""
+        while True:
+            line = self._facts.get(timeout=_PATIENCE)
+            assert line, f"{self.name} ended in the middle of an order"
+            facts: Facts = json.loads(line)
+            if facts.pop("number") == self._orders:  # not of one that a test before gave up
+                return facts
 
     def do(self, route: str, **words: Any) -> Facts:
         """The facts of an order in which nothing may be raised."""

@@ -21,7 +21,7 @@ def _messages() -> list[dict[str, str]]:
 @having("chat", both=True)
 def test_chat(scene: Scene, name: str, stream: bool) -> None:
     """The text, the model, the reason of the end and the tokens are the server's."""
-    facts = scene.client(name).do("chat", url=scene.url, model="chat", text=ASK, stream=stream, length=8)
+    facts = scene.client(name).do("chat", model="chat", text=ASK, stream=stream, length=8)
     assert facts["text"] == _said(scene, name)
     assert facts["model"] == "chat"
     assert facts["finish"] == ("max_tokens" if name == "anthropic" else "length")
@@ -38,14 +38,14 @@ def _said(scene: Scene, name: str) -> str:
 @having("chat")
 def test_chat_with_an_alias(scene: Scene, name: str) -> None:
     """A model is called by its alias."""
-    facts = scene.client(name).do("chat", url=scene.url, model="gpt-alias", text=ASK, length=8)
+    facts = scene.client(name).do("chat", model="gpt-alias", text=ASK, length=8)
     assert facts["text"] == _said(scene, name)
 
 
 @having("complete", both=True)
 def test_completions(scene: Scene, name: str, stream: bool) -> None:
     """The text is the server's."""
-    facts = scene.client(name).do("complete", url=scene.url, model="chat", text=ASK, stream=stream)
+    facts = scene.client(name).do("complete", model="chat", text=ASK, stream=stream)
     assert facts["text"] in _completed(scene)
 
 
@@ -65,7 +65,7 @@ def _completed(scene: Scene) -> set[str]:
 @having("embed")
 def test_embeddings(scene: Scene, name: str) -> None:
     """The vectors are the server's, in whatever encoding the client asks for them."""
-    facts = scene.client(name).do("embed", url=scene.url, model="chat", texts=TEXTS)
+    facts = scene.client(name).do("embed", model="chat", texts=TEXTS)
     truth = scene.behind().post("/v1/embeddings", model="chat", input=TEXTS)
     assert facts["vectors"] == [item["embedding"] for item in truth["data"]]
 
@@ -73,14 +73,14 @@ def test_embeddings(scene: Scene, name: str) -> None:
 @having("message", both=True)
 def test_messages_by_another_client(scene: Scene, name: str, stream: bool) -> None:
     """Anthropic's messages by a client of many dialects."""
-    facts = scene.client(name).do("message", url=scene.url, model="chat", text=ASK, stream=stream)
+    facts = scene.client(name).do("message", model="chat", text=ASK, stream=stream)
     assert facts["text"] == _said(scene, "anthropic")
 
 
 @having("count")
 def test_count_tokens(scene: Scene, name: str) -> None:
     """A prompt's tokens are counted by the server."""
-    facts = scene.client(name).do("count", url=scene.url, model="chat", text=ASK)
+    facts = scene.client(name).do("count", model="chat", text=ASK)
     truth = scene.behind().post("/v1/messages/count_tokens", model="chat", messages=_messages())
     assert facts["tokens"] == truth["input_tokens"]
 
@@ -88,7 +88,7 @@ def test_count_tokens(scene: Scene, name: str) -> None:
 @having("respond", both=True)
 def test_responses(scene: Scene, name: str, stream: bool) -> None:
     """The text and the state are the server's."""
-    facts = scene.client(name).do("respond", url=scene.url, model="chat", text=ASK, stream=stream)
+    facts = scene.client(name).do("respond", model="chat", text=ASK, stream=stream)
     truth = scene.behind().post("/v1/responses", model="chat", input=ASK)
     assert facts["text"] == truth["output"][0]["content"][0]["text"]
     assert facts["state"] == "completed"
@@ -98,14 +98,12 @@ def test_responses(scene: Scene, name: str, stream: bool) -> None:
 def test_responses_are_fetched_and_cancelled(scene: Scene, name: str) -> None:
     """A response made in the background is fetched when it is done; one that takes long is cancelled."""
     client = scene.client(name)
-    made = client.do("keep", url=scene.url, model="chat", text=ASK, length=16)
-    done = wait_for(
-        lambda: _done(client.do("fetch", url=scene.url, answer=made["id"])), "the response is done"
-    )
+    made = client.do("keep", model="chat", text=ASK, length=16)
+    done = wait_for(lambda: _done(client.do("fetch", answer=made["id"])), "the response is done")
     truth = scene.behind().post("/v1/responses", model="chat", input=ASK, max_output_tokens=16)
     assert done["text"] == truth["output"][0]["content"][0]["text"]
-    long = client.do("keep", url=scene.url, model="slow", text=ASK, length=400)
-    assert client.do("drop", url=scene.url, answer=long["id"])["state"] == "cancelled"
+    long = client.do("keep", model="slow", text=ASK, length=400)
+    assert client.do("drop", answer=long["id"])["state"] == "cancelled"
 
 
 def _done(facts: dict[str, Any]) -> dict[str, Any] | None:
@@ -116,14 +114,14 @@ def _done(facts: dict[str, Any]) -> dict[str, Any] | None:
 def test_tools(scene: Scene, name: str, stream: bool) -> None:
     """A tool is called with arguments that its schema allows, and its result is answered in words."""
     ask = "look_up the tide"
-    _used(scene.client(name).do("use_tool", url=scene.url, model="chat", text=ask, stream=stream), then=True)
+    _used(scene.client(name).do("use_tool", model="chat", text=ask, stream=stream), then=True)
 
 
 @having("use_tool_in_response", both=True)
 def test_tools_in_responses(scene: Scene, name: str, stream: bool) -> None:
     """A tool is called in a response."""
     ask = "look_up the tide"
-    _used(scene.client(name).do("use_tool_in_response", url=scene.url, model="chat", text=ask, stream=stream))
+    _used(scene.client(name).do("use_tool_in_response", model="chat", text=ask, stream=stream))
 
 
 def _used(facts: dict[str, Any], then: bool = False) -> None:
@@ -136,19 +134,19 @@ def _used(facts: dict[str, Any], then: bool = False) -> None:
 @having("shape")
 def test_structured_answers(scene: Scene, name: str) -> None:
     """An answer has the shape that was asked for."""
-    _shaped(scene.client(name).do("shape", url=scene.url, model="chat", text=ASK))
+    _shaped(scene.client(name).do("shape", model="chat", text=ASK))
 
 
 @having("shape_response")
 def test_structured_responses(scene: Scene, name: str) -> None:
     """A response has the shape that was asked for."""
-    _shaped(scene.client(name).do("shape_response", url=scene.url, model="chat", text=ASK))
+    _shaped(scene.client(name).do("shape_response", model="chat", text=ASK))
 
 
 def test_structured_answers_by_a_tool(scene: Scene) -> None:
     """LangChain's other way to a structured answer: a tool that must be called."""
     client = scene.client("langchain")
-    words = {"url": scene.url, "model": "chat", "text": ASK}
+    words = {"model": "chat", "text": ASK}
     _shaped(client.do("shape", method="function_calling", **words))
 
 
@@ -161,14 +159,14 @@ def _shaped(facts: dict[str, Any]) -> None:
 def test_transcriptions(scene: Scene, name: str, stream: bool) -> None:
     """A sound arrives whole and is told as the server tells it."""
     streamed = {"stream": True} if stream else {}
-    facts = scene.client(name).do("transcribe", url=scene.url, model="chat", sound=SOUND, **streamed)
+    facts = scene.client(name).do("transcribe", model="chat", sound=SOUND, **streamed)
     assert facts["text"] == scene.behind().post_file("/v1/audio/transcriptions", SOUND)["text"]
 
 
 @having("translate")
 def test_translations(scene: Scene, name: str) -> None:
     """A sound is translated as the server does it."""
-    facts = scene.client(name).do("translate", url=scene.url, model="chat", sound=SOUND)
+    facts = scene.client(name).do("translate", model="chat", sound=SOUND)
     assert facts["text"] == scene.behind().post_file("/v1/audio/translations", SOUND)["text"]
 
 
@@ -176,14 +174,14 @@ def test_translations(scene: Scene, name: str) -> None:
 def test_speech(scene: Scene, name: str, stream: bool) -> None:
     """A sound comes byte for byte, whole and as it is made."""
     streamed = {"stream": True} if stream else {}
-    facts = scene.client(name).do("speak", url=scene.url, model="chat", text=ASK, **streamed)
+    facts = scene.client(name).do("speak", model="chat", text=ASK, **streamed)
     assert facts["sound"] == digest(scene.behind().post("/v1/audio/speech", model="chat", input=ASK))
 
 
 @having("draw")
 def test_images(scene: Scene, name: str) -> None:
     """A picture is the server's."""
-    facts = scene.client(name).do("draw", url=scene.url, model="chat", text=ASK)
+    facts = scene.client(name).do("draw", model="chat", text=ASK)
     truth = scene.behind().post("/v1/images/generations", model="chat", prompt=ASK, size="256x256")
     assert facts["picture"] == truth["data"][0]["b64_json"]
 
@@ -191,7 +189,7 @@ def test_images(scene: Scene, name: str) -> None:
 @having("redraw")
 def test_images_of_images(scene: Scene, name: str) -> None:
     """A picture is sent in a form and another one comes back."""
-    words = {"url": scene.url, "model": "chat", "text": ASK}
+    words = {"model": "chat", "text": ASK}
     client = scene.client(name)
     assert client.do("redraw", image=IMAGE, **words)["picture"] != client.do("draw", **words)["picture"]
 
@@ -200,7 +198,7 @@ def test_images_of_images(scene: Scene, name: str) -> None:
 def test_ranks(scene: Scene, name: str) -> None:
     """Documents come in the server's order."""
     texts = ["stone bridge", "tide", "the tide runs which way"]
-    facts = scene.client(name).do("rank", url=scene.url, model="chat", text="the tide runs", texts=texts)
+    facts = scene.client(name).do("rank", model="chat", text="the tide runs", texts=texts)
     truth = scene.behind().post("/v1/rerank", model="chat", query="the tide runs", documents=texts)
     assert facts["order"] == [result["index"] for result in truth["results"]]
 
@@ -208,7 +206,7 @@ def test_ranks(scene: Scene, name: str) -> None:
 @having("models")
 def test_models(scene: Scene, name: str) -> None:
     """The list holds every model of the catalogue."""
-    assert sorted(scene.client(name).do("models", url=scene.url)["ids"]) == [
+    assert sorted(scene.client(name).do("models")["ids"]) == [
         "busy",
         "chat",
         "huge",
@@ -221,9 +219,9 @@ def test_models(scene: Scene, name: str) -> None:
 def test_a_model(scene: Scene, name: str) -> None:
     """One model is looked up, by its alias too; one that doesn't exist is the client's error for that."""
     client = scene.client(name)
-    assert client.do("model", url=scene.url, name="chat")["id"] == "chat"
-    assert client.do("model", url=scene.url, name="gpt-alias")["id"] == "chat"
-    assert client.fail("model", url=scene.url, name="nobody")["raised"] == "NotFoundError"
+    assert client.do("model", name="chat")["id"] == "chat"
+    assert client.do("model", name="gpt-alias")["id"] == "chat"
+    assert client.fail("model", name="nobody")["raised"] == "NotFoundError"
 
 
 @pytest.mark.parametrize("name", CLIENTS)

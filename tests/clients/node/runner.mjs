@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 import { createInterface } from "node:readline";
 
-// Answers {"do": route, "with": {...}} with the facts of that route, until no more orders come. What a client
+// Answers {"number": n, "do": route, "with": {...}} with the facts of that route, until no more come. What a client
 // throws is a fact too; the route "routes" tells which there are.
 export async function serve(routes) {
   for (const name of ["log", "info", "warn"]) console[name] = console.error;
@@ -16,7 +16,8 @@ export async function serve(routes) {
     } catch (error) {
       found = raised(error);
     }
-    process.stdout.write(JSON.stringify({ ...found, seconds: (performance.now() - begin) / 1000 }) + "\n");
+    const seconds = (performance.now() - begin) / 1000;
+    process.stdout.write(JSON.stringify({ ...found, number: order.number, seconds }) + "\n");
   }
   process.exit(0);
 }

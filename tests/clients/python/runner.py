@@ -17,12 +17,12 @@ Facts = dict[str, Any]
 
 
 def serve(routes: Mapping[str, Callable[..., Facts]]) -> None:
-    """Answers `{"do": route, "with": {...}}` with the facts of that route, until no more orders come.
+    """Answers `{"number": n, "do": route, "with": {...}}` with the facts of that route, until no more come.
 
     The route `routes` tells which there are. What a client raises is a fact too. Clients print; so facts have
     a descriptor of their own.
     """
-    known = {**routes, "routes": lambda: {"routes": sorted(routes)}}
+    known = {**routes, "routes": lambda **_: {"routes": sorted(routes)}}
     facts = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -32,7 +32,8 @@ def serve(routes: Mapping[str, Callable[..., Facts]]) -> None:
             found = known[order["do"]](**order["with"])
         except Exception as error:
             found = raised(error)
-        facts.write(json.dumps(found | {"seconds": time.monotonic() - begin}) + "\n")
+        found |= {"number": order["number"], "seconds": time.monotonic() - begin}
+        facts.write(json.dumps(found) + "\n")
         facts.flush()
 
 
