@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from scripts.clients import missing
 from tests.clients.programs import CLIENTS, Client
+from tests.support.figures import Figures
 from tests.support.gateway import Gateway, simulated, wait_for
 
 SOUND = base64.b64encode(b"RIFF" + bytes(range(256)) * 8).decode()
@@ -66,7 +66,7 @@ class Scene:
     def client(self, name: str) -> Client:
         """A client by its name in CLIENTS."""
         if name not in self._clients:
-            self._clients[name] = Client(name, {"url": self.url})
+            self._clients[name] = Client(name, {"url": self.gateway.url})
         return self._clients[name]
 
     def ready(self, names: Iterable[str]) -> list[Client]:
@@ -86,10 +86,10 @@ class Scene:
             self._behind[model] = Behind(address)
         return self._behind[model]
 
-    @cached_property
-    def url(self) -> str:
-        """Where clients connect."""
-        return self.gateway.url
+    def refused(self, code: str) -> float:
+        """How often the gateway has refused for that reason."""
+        metrics = Figures(self.gateway.http.get("/metrics").text)
+        return metrics.total("tidegate_edge_refusals_total", code=code)
 
     def close(self) -> None:
         for client in self._clients.values():

@@ -25,7 +25,7 @@ def _scan(url: str) -> dict[str, Any]:
 
 def test_the_gateway_scores_as_the_server_behind_it(scene: Scene) -> None:
     """Both get every point, probe by probe."""
-    relayed, direct = _scan(scene.url), _scan(scene.behind().address)
+    relayed, direct = _scan(scene.gateway.url), _scan(scene.behind().address)
     assert relayed["score"] == direct["score"] == 100
     assert relayed["summary"] == direct["summary"]
     probes = [{result["id"]: result["status"] for result in one["results"]} for one in (relayed, direct)]

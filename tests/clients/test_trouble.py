@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import httpx
 import pytest
 
 from tests.clients.conftest import Scene, having
 from tests.clients.programs import CLIENTS, Facts
-from tests.support.figures import scrape
 from tests.support.gateway import wait_for
 
 ASK = "which way does the tide run?"
@@ -41,15 +39,11 @@ def occupied(scene: Scene, model: str, streams: int) -> Iterator[None]:
     """So many streams run or wait, until the block ends. Whoever waits has been told so by a comment."""
     scene.behind(model)  # is loaded
     body = {"model": model, "stream": True, "max_tokens": 400, "messages": [{"role": "user", "content": ASK}]}
-    with httpx.Client(base_url=scene.url, timeout=30, trust_env=False) as http, ExitStack() as held:
+    with ExitStack() as held:
         for _ in range(streams):
-            stream = held.enter_context(http.stream("POST", "/v1/chat/completions", json=body))
+            stream = held.enter_context(scene.gateway.http.stream("POST", "/v1/chat/completions", json=body))
             assert stream.status_code == 200
         yield
-
-
-def _refused(scene: Scene, code: str) -> float:
-    return scrape(scene.url.removeprefix("http://")).total("tidegate_edge_refusals_total", code=code)
 
 
 def _has_status(facts: Facts, status: int) -> bool:
@@ -98,21 +92,21 @@ def test_a_client_that_runs_out_of_patience(scene: Scene, name: str) -> None:
 @having("chat")
 def test_an_unknown_model(scene: Scene, name: str) -> None:
     """The client's own error for what isn't there, with the reason, and no second try."""
-    before = _refused(scene, "model_not_found")
+    before = scene.refused("model_not_found")
     facts = scene.client(name).fail("chat", model="nobody", text=ASK, retries=2)
     assert _has_status(facts, 404), facts
     assert "`nobody`" in facts["message"] or name == "curl", facts
-    assert _refused(scene, "model_not_found") == before + 1
+    assert scene.refused("model_not_found") == before + 1
 
 
 @having("chat")
 def test_a_body_that_is_too_large(scene: Scene, name: str) -> None:
     """A client that is still sending learns that its body is too large, not that its connection is gone."""
-    before = _refused(scene, "body_too_large")
+    before = scene.refused("body_too_large")
     text = "tide " * 600_000
     facts = scene.client(name).fail("chat", model="chat", text=text, retries=2)
     assert _has_status(facts, 413), facts
-    assert _refused(scene, "body_too_large") == before + 1
+    assert scene.refused("body_too_large") == before + 1
 
 
 @having("upload")
@@ -132,26 +126,26 @@ def test_the_servers_own_refusal(scene: Scene, name: str) -> None:
 @having("chat")
 def test_a_retry_that_cannot_help(scene: Scene, name: str) -> None:
     """A model that can't be had now is refused with `x-should-retry: false`, and isn't asked for again."""
-    before = _refused(scene, "no_capacity")
+    before = scene.refused("no_capacity")
     client = scene.client(name)
     retries = 2 if client.program.obeys else 0
     facts = client.fail("chat", model="huge", text=ASK, retries=retries)
     assert _has_status(facts, 503), facts
-    assert _refused(scene, "no_capacity") == before + 1
+    assert scene.refused("no_capacity") == before + 1
 
 
 @pytest.mark.timeout(300)  # it may have to start all clients at once
 def test_a_full_queue_is_retried_when_it_says(scene: Scene) -> None:
     """All clients are refused with 429 and Retry-After, wait for so long, and then are served."""
     clients = scene.ready(CHATTING)
-    before = _refused(scene, "queue_full")
+    before = scene.refused("queue_full")
     with occupied(scene, "busy", 4):
         refused = scene.gateway.chat("busy")
         assert refused.status_code == 429
         said = int(refused.headers["retry-after"])
         for client in clients:
             client.begin("chat", model="busy", text=ASK, length=1, retries=4)
-        wait_for(lambda: _refused(scene, "queue_full") > before + len(clients), "all are refused")
+        wait_for(lambda: scene.refused("queue_full") > before + len(clients), "all are refused")
     for client in clients:
         facts = client.result()
         assert facts.get("text"), (client.name, facts)
