@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from scripts.clients import missing
 from tests.clients.programs import CLIENTS, Client
 from tests.support.figures import Figures
-from tests.support.gateway import Gateway, simulated, wait_for
+from tests.support.gateway import BIN, Gateway, simulated, wait_for
 
 SOUND = base64.b64encode(b"RIFF" + bytes(range(256)) * 8).decode()
 IMAGE = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(64)).decode()
@@ -59,14 +60,18 @@ class Scene:
     """The gateway and everybody around it."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self.gateway = gateway
+        self.key = _key(gateway, "--scope", "inference", "--scope", "operator")
+        self.narrow_key = _key(gateway, "--model", "slow")
+        """A key for one model alone."""
+        gateway.http.headers["authorization"] = f"Bearer {self.key}"
+        self.gateway = gateway.start()
         self._clients: dict[str, Client] = {}
         self._behind: dict[str, Behind] = {}
 
     def client(self, name: str) -> Client:
         """A client by its name in CLIENTS."""
         if name not in self._clients:
-            self._clients[name] = Client(name, {"url": self.gateway.url})
+            self._clients[name] = Client(name, {"url": self.gateway.url, "key": self.key})
         return self._clients[name]
 
     def ready(self, names: Iterable[str]) -> list[Client]:
@@ -97,6 +102,16 @@ class Scene:
         for server in self._behind.values():
             server.close()
         self.gateway.close()
+
+
+def _key(gateway: Gateway, *flags: str) -> str:
+    done = subprocess.run(
+        [BIN / "tidegate", "keys", "create", "--config", gateway.config_path, *flags],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -132,7 +147,7 @@ def _scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             f"POST /v1/{path}" for path in ("audio/speech", "images/generations", "images/edits")
         ]
     }
-    scene = Scene(Gateway(tmp_path_factory.mktemp("clients"), {"models": models, "edge": edge}).start())
+    scene = Scene(Gateway(tmp_path_factory.mktemp("clients"), {"models": models, "edge": edge}))
     yield scene
     scene.close()
 

@@ -71,6 +71,11 @@ CLIENTS: dict[str, Program] = {
 }
 
 
+def has_status(facts: Facts, status: int) -> bool:
+    """Whether the client tells that status of an error; curl tells it in words only."""
+    return facts["status"] == status or f"error: {status}" in facts["message"]
+
+
 class Client:
     """One client's process, started with its first order. `at` goes with each: where, and by which key."""
 

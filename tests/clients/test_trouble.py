@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from tests.clients.conftest import Scene, having
-from tests.clients.programs import CLIENTS, Facts
+from tests.clients.programs import CLIENTS, has_status
 from tests.support.gateway import wait_for
 
 ASK = "which way does the tide run?"
@@ -44,11 +44,6 @@ def occupied(scene: Scene, model: str, streams: int) -> Iterator[None]:
             stream = held.enter_context(scene.gateway.http.stream("POST", "/v1/chat/completions", json=body))
             assert stream.status_code == 200
         yield
-
-
-def _has_status(facts: Facts, status: int) -> bool:
-    # curl tells it in words only.
-    return facts["status"] == status or f"error: {status}" in facts["message"]
 
 
 @pytest.mark.parametrize("fault", ["error-after", "cut-after"])
@@ -94,7 +89,7 @@ def test_an_unknown_model(scene: Scene, name: str) -> None:
     """The client's own error for what isn't there, with the reason, and no second try."""
     before = scene.refused("model_not_found")
     facts = scene.client(name).fail("chat", model="nobody", text=ASK, retries=2)
-    assert _has_status(facts, 404), facts
+    assert has_status(facts, 404), facts
     assert "`nobody`" in facts["message"] or name == "curl", facts
     assert scene.refused("model_not_found") == before + 1
 
@@ -105,7 +100,7 @@ def test_a_body_that_is_too_large(scene: Scene, name: str) -> None:
     before = scene.refused("body_too_large")
     text = "tide " * 600_000
     facts = scene.client(name).fail("chat", model="chat", text=text, retries=2)
-    assert _has_status(facts, 413), facts
+    assert has_status(facts, 413), facts
     assert scene.refused("body_too_large") == before + 1
 
 
@@ -119,7 +114,7 @@ def test_a_route_that_does_not_exist(scene: Scene, name: str) -> None:
 def test_the_servers_own_refusal(scene: Scene, name: str) -> None:
     """What the server behind refuses is the client's error, in the server's words."""
     facts = scene.client(name).fail("chat", model="chat", text=ASK, length=100_000)
-    assert _has_status(facts, 400), facts
+    assert has_status(facts, 400), facts
     assert "maximum context length" in facts["message"], facts
 
 
@@ -130,7 +125,7 @@ def test_a_retry_that_cannot_help(scene: Scene, name: str) -> None:
     client = scene.client(name)
     retries = 2 if client.program.obeys else 0
     facts = client.fail("chat", model="huge", text=ASK, retries=retries)
-    assert _has_status(facts, 503), facts
+    assert has_status(facts, 503), facts
     assert scene.refused("no_capacity") == before + 1
 
 

@@ -18,8 +18,12 @@ TOOL: Any = {
 }
 
 
-def _client(url: str, key: str = "none", retries: int = 0, timeout: float = 30) -> Anthropic:
-    return Anthropic(base_url=url, api_key=key, max_retries=retries, timeout=timeout)
+def _client(
+    url: str, key: str = "none", bearer: bool = False, retries: int = 0, timeout: float = 30
+) -> Anthropic:
+    """The key goes as `x-api-key`, or with `bearer` as `Authorization`."""
+    credential: Any = {"auth_token": key} if bearer else {"api_key": key}
+    return Anthropic(base_url=url, max_retries=retries, timeout=timeout, **credential)
 
 
 def _messages(text: str) -> Any:
