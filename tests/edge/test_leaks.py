@@ -165,6 +165,29 @@ async def test_a_model_server_that_never_answers_is_a_504() -> None:
         assert len(server.connections) == 1
 
 
+async def test_a_stream_may_last_longer_than_every_limit() -> None:
+    """Limits are for silences: what keeps coming, and is taken, goes on for as long as it likes."""
+    limit = 0.25
+    clock = asyncio.get_running_loop().time
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.begin_events()
+        end = clock() + 4 * limit
+        while clock() < end:
+            await connection.chunk(b": still here\n\n")
+            await asyncio.sleep(limit / 10)
+        await connection.chunk(b"data: [DONE]\n\n")
+        await connection.say(b"0\r\n\r\n")
+
+    limits = dict.fromkeys(("response_timeout", "stream_idle_timeout", "write_timeout"), limit)
+    async with application(script, **limits) as (app, _, admission, _):
+        request = Request(app, b'{"model":"small","stream":true}')
+        await asyncio.wait_for(request.task, 10)
+        assert request.said.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert await admission.outcome() == "OK"
+
+
 async def test_an_error_of_our_own_gives_the_slot_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug in the middle of a request is a 500 in the envelope, and the slot is free."""
 

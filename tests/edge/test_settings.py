@@ -47,7 +47,16 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
         ({"cors_origins": ["null"]}, "edge.cors_origins.0", "* for all"),
         ({"max_body": "2GiB"}, "edge.max_body", "1KiB to 1GiB"),
         ({"max_body": -1}, "edge.max_body", "1KiB to 1GiB"),
+        ({"connect_timeout": "99ms"}, "edge.connect_timeout", "100ms to 300s"),
+        ({"connect_timeout": "301s"}, "edge.connect_timeout", "100ms to 300s"),
         ({"response_timeout": "59s"}, "edge.response_timeout", "60s to 3600s"),
+        ({"response_timeout": "3601s"}, "edge.response_timeout", "60s to 3600s"),
+        ({"stream_idle_timeout": "999ms"}, "edge.stream_idle_timeout", "1s to 3600s"),
+        ({"stream_idle_timeout": "2h"}, "edge.stream_idle_timeout", "1s to 3600s"),
+        ({"write_timeout": "0s"}, "edge.write_timeout", "1s to 3600s"),
+        ({"write_timeout": "3601s"}, "edge.write_timeout", "1s to 3600s"),
+        ({"retries": {"delay": "9ms"}}, "edge.retries.delay", "10ms to 60s"),
+        ({"retries": {"factor": 0.9}}, "edge.retries.factor", "1 to 10"),
         ({"response_timeout": 600}, "edge.response_timeout", "with a unit"),
         ({"retries": {"attempts": 0}}, "edge.retries.attempts", "1 to 10"),
         ({"retries": {"tries": 2}}, "edge.retries.tries", "no key"),
@@ -142,6 +151,11 @@ def test_retry_after_is_what_clients_obey() -> None:
         for reason in ("QUEUE_FULL", "MODEL_FAILED", "UNAVAILABLE", "NEW_WORD"):
             headers = dict(refusal(reason, "x", seconds).headers())
             assert 1 <= int(headers[b"retry-after"]) <= 120
+    told = {dict(refusal("QUEUE_FULL", "x", 40.0).headers())[b"retry-after"] for _ in range(50)}
+    own = {dict(Failure("draining", "x", retry_after=40.0).headers())[b"retry-after"] for _ in range(50)}
+    assert told == {b"40"}  # admission has spread it over time, once
+    assert len(own) > 1
+    assert own <= {b"%d" % seconds for seconds in range(40, 49)}
     assert (b"x-should-retry", b"false") in refusal("NO_CAPACITY", "x", 0.0).headers()
     assert (b"x-should-retry", b"false") not in refusal("NO_CAPACITY", "x", 9.0).headers()
 
