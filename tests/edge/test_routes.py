@@ -9,7 +9,7 @@ import pytest
 from tests.edge.conftest import CHAT, Make
 from tests.edge.fakes import Client, ask, echo
 from tests.support.until import until
-from tidegate_edge.app import RELAYED
+from tidegate_edge.routes import Routes
 
 NEVER = (
     "/sleep", "/wake_up", "/is_sleeping", "/collective_rpc", "/server_info", "/reset_prefix_cache", "/load",

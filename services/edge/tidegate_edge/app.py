@@ -10,38 +10,18 @@ from urllib.parse import unquote_to_bytes
 import orjson
 import structlog
 
+from tidegate_edge import openapi
 from tidegate_edge.answer import Answer
 from tidegate_edge.catalog import Model
 from tidegate_edge.downstream.exchange import Exchange
 from tidegate_edge.envelope import Failure
 from tidegate_edge.head import Headers, new_request_id, read_head
 from tidegate_edge.relay import Relay
+from tidegate_edge.routes import Routes
 from tidegate_edge.shared import Edge
 from tidegate_edge.status import Status
 
 log = structlog.get_logger("tidegate.edge")
-
-RELAYED = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/rerank",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/score",
-    "/v1/score",
-    "/v1/audio/transcriptions",
-    "/v1/audio/translations",
-    "/tokenize",
-    "/detokenize",
-    "/pooling",
-    "/classify",
-)
-"""POST routes passed to model servers. Everything that isn't listed is 404: a model server's operating routes
-(sleep, collective_rpc, LoRA, ...) are never reachable through here, whatever it was started with."""
 
 _MODELS = b"/v1/models/"
 Page = Callable[[], Awaitable[tuple[int, bytes, bytes]]]
@@ -54,12 +34,7 @@ class App:
     def __init__(self, edge: Edge, status: Status) -> None:
         self._edge = edge
         self._status = status
-        relayed = [("POST", path) for path in RELAYED]
-        relayed += [tuple(route.split(" ", 1)) for route in edge.settings.extra_routes]  # type: ignore[misc]
-        self._relayed: dict[bytes, frozenset[str]] = {}
-        for method, path in relayed:
-            key = path.encode()
-            self._relayed[key] = self._relayed.get(key, frozenset()) | {method}
+        self._routes = Routes(edge.settings.extra_routes)
         self._pages: dict[bytes, Page] = {
             b"/v1/models": self._models,
             b"/health": self._health,
@@ -75,19 +50,19 @@ class App:
         path, method = exchange.path, exchange.method
         own: Headers = []
         try:
-            methods = self._relayed.get(path)
-            if methods is not None and method in methods:
+            route, response = self._routes.find(path) or (None, b"")
+            if route is not None and method in route.methods:
                 if self._edge.draining:
                     raise Failure("draining", "The service is stopping; try again.")
                 head = read_head(exchange.headers, believed=self._edge.settings.auth == "none")
-                await Relay(self._edge, exchange, head).run()
+                await Relay(self._edge, exchange, head, route, response).run()
                 return
             own = [(b"x-request-id", read_head(exchange.headers).request_id)]
             page = self._page(path)
-            if page is None and methods is None:
+            if page is None and route is None:
                 raise Failure("not_found", "There is no such route.")
             if page is None or method not in ("GET", "HEAD"):
-                allow = ", ".join(sorted(methods or {"GET", "HEAD"}))
+                allow = ", ".join(sorted(route.methods if route else ("GET", "HEAD")))
                 raise Failure("method_not_allowed", f"This route takes {allow}.", allow=allow)
             status, kind, body = await page()
             exchange.whole(status, [(b"content-type", kind), *own], body)
@@ -130,31 +105,7 @@ class App:
         return 200, b"text/plain; version=0.0.4; charset=utf-8", self._edge.metrics.text()
 
     async def _openapi(self) -> tuple[int, bytes, bytes]:
-        return 200, _JSON, orjson.dumps(self._described())
-
-    def _described(self) -> dict[str, Any]:
-        error = {"$ref": "#/components/schemas/Error"}
-        refused = {"description": "an error", "content": {"application/json": {"schema": error}}}
-        answers = {"200": {"description": "the model server's answer"}, "default": refused}
-        body = {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Request"}}},
-        }
-        paths: dict[str, Any] = {
-            path.decode(): {
-                method.lower(): {"requestBody": body, "responses": answers} for method in sorted(methods)
-            }
-            for path, methods in self._relayed.items()
-        }
-        page = {"get": {"responses": {"200": {"description": "as named"}, "default": refused}}}
-        paths |= {path.decode(): page for path in self._pages}
-        inner = {name: {"type": ["string", "null"]} for name in ("message", "type", "param", "code")}
-        schemas = {
-            "Request": {"type": "object", "required": ["model"], "properties": {"model": {"type": "string"}}},
-            "Error": {"type": "object", "properties": {"error": {"type": "object", "properties": inner}}},
-        }
-        info = {"title": "tidegate", "version": self._status.version}
-        return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": schemas}}
+        return 200, _JSON, openapi.document(self._routes, self._status.version)
 
 
 def _entry(model: Model) -> dict[str, Any]:

@@ -42,6 +42,7 @@ KINDS: dict[str, Kind] = {
     "unsupported_encoding": Kind(400, _INVALID),
     "not_found": Kind(404, _INVALID),
     "model_not_found": Kind(404, _INVALID),
+    "response_not_found": Kind(404, _INVALID),
     "method_not_allowed": Kind(405, _INVALID),
     "request_timeout": Kind(408, _INVALID, close=True),
     "body_too_large": Kind(413, _INVALID, close=True),
@@ -197,7 +198,7 @@ def in_stream(path: bytes, error: dict[str, Any]) -> bytes:
     chat, completions and audio end with [DONE] as vLLM does; responses and messages have named events and
     no end mark. The object always has a truthy `error`, at which openai-python raises.
     """
-    if path == b"/v1/responses":
+    if path.startswith(b"/v1/responses"):
         event = {"type": "error", "sequence_number": 0, **_flat(error), "error": error}
         return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
     if path == b"/v1/messages":

@@ -14,6 +14,7 @@ Headers = list[tuple[bytes, bytes]]
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _TENANT = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _AFFINITY = re.compile(rb"[!-~]{1,128}")
+_MODEL = re.compile(rb"[!-~]{1,256}")
 _HOP_BY_HOP = frozenset(
     (
         b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection",
@@ -24,7 +25,7 @@ _READ = frozenset(
     (
         b"host", b"content-length", b"expect", b"x-request-id", b"traceparent", b"x-tidegate-deadline-ms",
         b"content-type", b"content-encoding", b"accept-encoding", b"x-tidegate-tenant",
-        b"x-tidegate-priority", b"x-tidegate-affinity",
+        b"x-tidegate-priority", b"x-tidegate-affinity", b"x-tidegate-model",
     )
 )  # fmt: skip
 _SPECIAL = _HOP_BY_HOP | _READ
@@ -56,6 +57,8 @@ class Head:
     tenant: str = ""
     """Who is asking; empty = nobody in particular."""
     band: Band = Band.NORMAL
+    model: str = ""
+    """A name or an alias, for requests whose body names none; empty = not told."""
     affinity: str = ""
     """Requests with the same one go to the same instance where it has room; empty = to any."""
 
@@ -85,6 +88,8 @@ def read_head(headers: Headers, believed: bool = False) -> Head:
         if name not in _SPECIAL:
             forward.append(field)
         elif name == b"content-type":
+            if head.content_type:
+                raise Failure("invalid_header", "content-type is given more than once.")
             head.content_type = value
             forward.append(field)
         elif name == b"content-length":
@@ -101,6 +106,8 @@ def read_head(headers: Headers, believed: bool = False) -> Head:
             head.deadline = _deadline(value)
         elif name == b"x-tidegate-affinity":
             head.affinity = _affinity(value)
+        elif name == b"x-tidegate-model":
+            head.model = _model(value)
         elif name == b"x-tidegate-tenant":
             head.tenant = _tenant(value) if believed else ""
         elif name == b"x-tidegate-priority":
@@ -128,6 +135,13 @@ def _deadline(value: bytes) -> float:
 def _affinity(value: bytes) -> str:
     if not _AFFINITY.fullmatch(value):
         words = f"x-tidegate-affinity must be 1 to 128 visible ASCII characters, not {_said(value)}."
+        raise Failure("invalid_header", words)
+    return value.decode()
+
+
+def _model(value: bytes) -> str:
+    if not _MODEL.fullmatch(value):
+        words = f"x-tidegate-model must be 1 to 256 visible ASCII characters, not {_said(value)}."
         raise Failure("invalid_header", words)
     return value.decode()
 

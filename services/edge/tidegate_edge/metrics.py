@@ -74,7 +74,8 @@ class Metrics:
 class _Gauges(Collector):
     _HELP = {  # noqa: RUF012 - never changed
         "in_flight": "Requests being worked on.",
-        "buffered_bytes": "Request bodies held.",
+        "buffered_bytes": "Request bodies held in memory.",
+        "spooled_bytes": "Request bodies held on disk.",
         "tickets": "Tickets that wait, by this edge's session.",
         "leases": "Leases held, by this edge's session.",
         "session_connected": "1 when admission has welcomed the session's stream.",

@@ -30,9 +30,8 @@ _HINTS = frozenset(("stream", *LIMITS))
 _LONGEST = 6 * MAX_NAME + 2
 """Bytes of a name as it is written, each character escaped; and of a number."""
 _HEX = rb"[0-9a-fA-F]"
-_UNICODE = (
-    rb"u(?:[0-9a-cefA-CEF]%b{3}|[dD][0-7]%b{2}|[dD][89abAB]%b{2}\\u[dD][c-fC-F]%b{2})"
-    % ((_HEX,) * 4)
+_UNICODE = rb"u(?:[0-9a-cefA-CEF]%b{3}|[dD][0-7]%b{2}|[dD][89abAB]%b{2}\\u[dD][c-fC-F]%b{2})" % (
+    (_HEX,) * 4
 )  # a lone half of a surrogate pair is no text
 _INSIDE = rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|%b)[^"\\\x00-\x1f]*+)*+' % _UNICODE
 _TEXT = b'"' + _INSIDE + b'"'

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -72,7 +74,18 @@ class EdgeSettings(Settings):
         32 * 2**20, description="Largest request body; a larger one is refused with 413."
     )
     max_buffered: Annotated[int, Size("1KiB", "1TiB")] = Field(
-        2**30, description="All request bodies that are held together; beyond it new ones get 503."
+        2**30, description="All request bodies in memory together; beyond it new ones get 503."
+    )
+    spool_above: Annotated[int, Size("256KiB", "1GiB")] = Field(
+        2**20, description="A larger request body is kept in a file without a name until a server has it."
+    )
+    spool_dir: str = Field(
+        "",
+        description="Folder for these files, which the edge may write to; empty = the system's for temporary "
+        "files. On a tmpfs they take memory.",
+    )
+    max_spooled: Annotated[int, Size("1MiB", "1TiB")] = Field(
+        8 * 2**30, description="All request bodies in files together; beyond it new ones get 503."
     )
     connect_timeout: Annotated[float, Duration("100ms", "300s")] = Field(
         10.0, description="To connect to a model server."
@@ -154,12 +167,13 @@ def _examine(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
     if edge is None or telemetry is None:
         return None, found
     found.extend(_judge(edge, document))
+    spool = str(document.resolve(edge.spool_dir)) if edge.spool_dir else tempfile.gettempdir()
     addresses = {}
     for name, default in (("admission", ADMISSION_LISTEN), ("lifecycle", LIFECYCLE_LISTEN)):
         own = getattr(edge, f"{name}_address")
         peer = None if own else config.check(_Listener, document.section(name), name, found)
         addresses[f"{name}_address"] = own or (peer.listen if peer and peer.listen else default)
-    return Loaded(document, edge.model_copy(update=addresses), telemetry), found
+    return Loaded(document, edge.model_copy(update={**addresses, "spool_dir": spool}), telemetry), found
 
 
 def is_loopback(listen: str) -> bool:
@@ -190,6 +204,9 @@ def _judge(edge: EdgeSettings, document: Document) -> list[Problem]:
                 "nothing; move it away",
             )
         )
+    spool = document.resolve(edge.spool_dir)
+    if edge.spool_dir and not (spool.is_dir() and os.access(spool, os.W_OK | os.X_OK)):
+        found.append(Problem("edge.spool_dir", f"{edge.spool_dir} must be a folder that can be written to"))
     found += [
         Problem("edge.extra_routes", f"{route} operates model servers; anybody may call it", warning=True)
         for route in edge.extra_routes

@@ -12,7 +12,7 @@ import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from tidegate_edge.connection import Broken, ConnectFailed, Connection, Headers, Reply
+from tidegate_edge.connection import Broken, ConnectFailed, Connection, Headers, Reply, Unread
 
 __all__ = ["Broken", "ConnectFailed", "Reply", "Upstream"]
 
@@ -54,7 +54,7 @@ class Upstream:
             connection.abort()
         await asyncio.sleep(0)  # transports say that they are closed in the loop's next round
 
-    async def open(self, method: str, url: str, headers: Headers, body: bytes) -> Reply:
+    async def open(self, method: str, url: str, headers: Headers, body: bytes | Unread) -> Reply:
         """Sends a request and waits for the head of its response; `url` is sent as it is.
 
         A kept connection that is closed before a byte of the answer came is replaced by a new one at once:
