@@ -17,8 +17,8 @@ from tests.support.until import until
 from tidegate.admission.v1 import admission_pb2 as ad
 from tidegate_edge.app import App
 from tidegate_edge.catalog import Catalog
-from tidegate_edge.relay import Relay
 from tidegate_edge.intake import Body
+from tidegate_edge.relay import Relay
 from tidegate_edge.session import Session
 from tidegate_edge.settings import EdgeSettings
 from tidegate_edge.shared import Edge

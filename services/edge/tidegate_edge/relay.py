@@ -47,6 +47,7 @@ _MARKED = frozenset((b"/v1/chat/completions", b"/v1/completions"))
 """Routes whose streams end with [DONE]."""
 
 GONE, STUCK, SILENT, SLOW_BODY, DRAINING = "gone", "stuck", "silent", "slow body", "draining"
+SLOW_DISK = "slow disk"
 
 
 class Relay:
@@ -153,9 +154,11 @@ class Relay:
             spent = self._dog.now() - begun
             self._dog.expect(min(patience, patience + size / _SLOWEST - spent), SLOW_BODY)
             piece = await self._exchange.read()
-            self._dog.rest()
+            self._dog.expect(patience, SLOW_DISK)
             if not piece:
-                return await intake.whole()
+                body = await intake.whole()
+                self._dog.rest()
+                return body
             size += len(piece)
             if size > limit:
                 raise _too_large(limit)
@@ -404,6 +407,9 @@ class Relay:
             await self._fail(Failure("upstream_timeout", "The model server was silent for too long."))
         elif cause == SLOW_BODY:
             await self._fail(Failure("request_timeout", "The request's body came too slowly."))
+        elif cause == SLOW_DISK:
+            words = "The disk on which a large request body is kept doesn't answer."
+            await self._fail(Failure("server_is_overloaded", words))
         else:
             await self._fail(Failure("draining", "The service is stopping; try again."))
 

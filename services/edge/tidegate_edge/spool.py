@@ -20,7 +20,7 @@ from tidegate_edge.request import Edit, splice
 
 log = structlog.get_logger("tidegate.edge")
 
-_BATCH = 256 * 1024
+_BATCH = 128 * 1024
 """Bytes that are written, and read, at a time."""
 _THREADS = 4
 
