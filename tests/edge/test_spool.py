@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import resource
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 
 from tests.edge.conftest import CHAT, Bench, Make
 from tests.edge.fakes import Answer, Client, Connection, ask, echo
+from tests.edge.test_leaks import application
+from tests.support.inside import Request
 from tests.support.until import until
 from tidegate_edge.envelope import Failure
 from tidegate_edge.request import splice
@@ -401,3 +404,20 @@ def test_a_spool_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     assert [problem.path for problem in problems(path)] == ["edge.spool_dir"]
     (tmp_path / "missing").mkdir()
     assert load(path).edge.spool_dir == str(tmp_path / "missing")
+
+
+async def test_a_disk_that_hangs_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever's body should go there gets 503 after write_timeout; others are served meanwhile."""
+    answers = threading.Event()
+    monkeypatch.setattr("tidegate_edge.spool._File.append", lambda *_: answers.wait(30))
+    async with application(echo(), write_timeout=0.3) as (app, edge, admission, _):
+        large = Request(app, b"".join(chat(2 * MIB)))
+        small = Request(app, b'{"model":"small"}')
+        await asyncio.wait_for(small.task, 10)
+        assert small.status == 200
+        await asyncio.wait_for(large.task, 10)
+        assert large.status == 503
+        assert b"disk" in large.said
+        assert len(admission.acquired) == 1
+        assert edge.spools.memory.total == edge.spools.disk.total == 0
+        answers.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tidegate_edge.multipart import Form, is_multipart
 from tidegate_edge.request import LARGE, Said, read_json, scanned
@@ -17,8 +17,7 @@ _TURN = 0.002
 """Seconds that reading may take before others have their turn."""
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(NamedTuple):
     """A request's body, and what it says; None = nothing of it was read, and nothing is changed."""
 
     content: Content

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -41,8 +40,7 @@ _HIDDEN = b"\\u006"
 """Every letter of `model` is written \\u006x when it is escaped at all; no other escape gives a letter."""
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(NamedTuple):
     """What a request's body says."""
 
     model: str
@@ -107,7 +105,8 @@ def read_json(raw: bytes) -> Said:
     if not isinstance(data, dict):
         raise Failure("invalid_json", "The body must be a JSON object.")
     _check_depth(raw, data)
-    check_names(len(data), max(map(len, data), default=0))
+    if len(raw) > MAX_NAME:
+        check_names(len(data), max(map(len, data), default=0))
     model = _model(data)
     return Said(
         model=model,
@@ -144,7 +143,8 @@ def _model(data: Mapping[str, object]) -> str:
 
 
 def _limit(data: Mapping[str, object]) -> int:
-    limit = next((data[key] for key in LIMITS if data.get(key)), 0)
+    first, second, third = LIMITS
+    limit = data.get(first) or data.get(second) or data.get(third)
     return limit if type(limit) is int and 0 < limit < 2**31 else 0
 
 
