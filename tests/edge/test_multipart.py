@@ -160,6 +160,29 @@ def test_a_spoiled_form_is_never_read_in_two_ways(
     alike(spoiled(raw, spots), cuts=cuts)
 
 
+RICH = (
+    part("file", b"\r\n--\r\nx--A", '; filename="a; name=model"', "Content-Type: audio/wav\r\n")
+    + part("a", b"")
+    + part("model", b"m")
+    + b"--B--\r\n"
+)
+TOKENS = (
+    b"\r\n", b"\r", b"\n", b"--B", b"\r\n--B\r\n", b"\n--B\n", b"--B--", b'"', b"\\", b";", b"=",
+    b":", b" ", b"\x00", b"-",
+    b"name=model", b"; name*=UTF-8''model",
+)  # fmt: skip
+
+
+def test_each_single_change_of_a_form_is_read_in_one_way() -> None:
+    """Every byte taken away, replaced, or with something before it, whole and in two pieces."""
+    assert isinstance(alike(RICH, cuts=[40]), Said)
+    for place in range(len(RICH)):
+        alike(RICH[:place] + RICH[place + 1 :], cuts=[place])
+        for token in TOKENS:
+            alike(RICH[:place] + token + RICH[place:], cuts=[place + 1])
+            alike(RICH[:place] + token + RICH[place + 1 :])
+
+
 @given(st.binary(max_size=200), st.binary(max_size=60))
 def test_no_form_makes_it_fail_otherwise_than_with_400(raw: bytes, kind: bytes) -> None:
     """Garbage, as a body or as a content type, is refused with 400."""

@@ -113,6 +113,27 @@ def test_both_readers_refuse_the_same(
     same(spoiled(raw, spots), cuts)
 
 
+RICH = (
+    b'{"a":[[1,-2.5e+3,"x\\n",{"b":[true,{}],"c":"\\ud83d\\ude00"},[]],null,{"k":[{"d":{"e":[0]},"f":"\xc3\xa9"}]},7],'
+    b'"stream":true,"model":"m","g":{"h":[1,2],"i":{"j":"\\\\"},"k":false},"max_tokens":5}'
+)
+"""Everything that JSON has, also inside of what is matched at once."""
+TOKENS = (
+    b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b" ", b"0", b"1", b"-", b".", b"e", b"t", b"\n", b"\x00",
+    b"\xff",    b"\\u", b"\\ud800", b',"model":"n"',
+)  # fmt: skip
+
+
+def test_each_single_change_of_a_body_is_read_alike() -> None:
+    """Every byte taken away, replaced, or with something before it, whole and in two pieces."""
+    assert isinstance(same(RICH, [40]), Said)
+    for place in range(len(RICH)):
+        same(RICH[:place] + RICH[place + 1 :], [place])
+        for token in TOKENS:
+            same(RICH[:place] + token + RICH[place:], [place + 1])
+            same(RICH[:place] + token + RICH[place + 1 :], [])
+
+
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]",:\\umodel1 \n', max_size=60).map(str.encode), CUTS)
 def test_no_bytes_make_it_fail_otherwise_than_with_400(raw: bytes, cuts: list[int]) -> None:
     """Garbage is refused with 400 and a bounded message, and never accepted when json refuses it."""

@@ -52,42 +52,37 @@ def put(path: bytes, place: int, what: bytes) -> bytes:
     return path[:at] + what + path[at:]
 
 
+BITS = (
+    b"/", b"//", b"/.", b"/..", b"/../", b"%2f", b"%2e%2e/", b"%00", b"\x00", b";", b";a=b", b"\\", b"%5c",
+    b"?", b"#", b" ", b"\t", b"\r\n", b"%0d%0a", b"\xc0\xaf", b":", b"@", b"*",
+)  # fmt: skip
+WHOLE: tuple[Callable[[bytes], bytes], ...] = (
+    bytes.upper,
+    bytes.title,
+    bytes.swapcase,
+    lambda path: b"http://host" + path,
+    lambda path: b"/v1/chat/completions/.." + path,
+    lambda path: b"/v1/responses/.." + path,
+    lambda path: b"/v1/responses/x" + path,
+    lambda path: b"/v1/models/../.." + path,
+    lambda path: path + b"/v1/chat/completions",
+    lambda path: path[1:],
+)
 CHANGES = st.one_of(
     st.builds(lambda place: lambda path: encoded(path, place), st.integers(0, 60)),
     st.builds(
-        lambda place, what: lambda path: put(path, place, what),
-        st.integers(0, 60),
-        st.sampled_from(
-            [b"/", b"//", b"/.", b"/..", b"/../", b"%2f", b"%2e%2e/", b"%00", b"\x00", b";", b";a=b", b"\\",
-             b"%5c", b"?", b"#", b" ", b"\t", b"\r\n", b"%0d%0a", b"\xc0\xaf", b":", b"@"]
-        ),
+        lambda place, what: lambda path: put(path, place, what), st.integers(0, 60), st.sampled_from(BITS)
     ),
-    st.sampled_from(
-        [
-            bytes.upper,
-            bytes.title,
-            bytes.swapcase,
-            lambda path: b"http://host" + path,
-            lambda path: b"/v1/chat/completions/.." + path,
-            lambda path: b"/v1/responses/.." + path,
-            lambda path: b"/v1/responses/x" + path,
-            lambda path: b"/v1/models/../.." + path,
-            lambda path: path + b"/v1/chat/completions",
-            lambda path: path[::-1],
-            lambda path: path[1:],
-        ]
-    ),
-)  # fmt: skip
+    st.sampled_from(WHOLE),
+)
 
 
-@given(st.sampled_from([*OPERATING, *LISTED]), st.lists(CHANGES, max_size=4))
-def test_what_is_found_is_on_the_list_byte_by_byte(
-    path: bytes, changes: list[Callable[[bytes], bytes]]
-) -> None:
-    """However a path is written: it leads nowhere, or it is one of the list, with a plain id in its place."""
-    for change in changes:
-        path = change(path)
-    found = Routes().find(path)
+ROUTES = Routes()
+
+
+def check(path: bytes) -> None:
+    """It leads nowhere, or it is one of the list, with a plain id in its place."""
+    found = ROUTES.find(path)
     if found is not None:
         route, identity = found
         assert route.path.encode().replace(b"{id}", identity) == path
@@ -95,11 +90,32 @@ def test_what_is_found_is_on_the_list_byte_by_byte(
         assert path not in OPERATING
 
 
+def test_each_single_change_of_a_path_is_no_path() -> None:
+    """Every place of every path, encoded, with anything put in, or the case changed."""
+    for path in (*OPERATING, *LISTED):
+        for place in range(len(path)):
+            check(encoded(path, place))
+            check(path[:place] + bytes((path[place] ^ 0x20,)) + path[place + 1 :])
+            for what in BITS:
+                check(put(path, place, what))
+        for change in WHOLE:
+            check(change(path))
+
+
+@given(st.sampled_from([*OPERATING, *LISTED]), st.lists(CHANGES, max_size=4))
+def test_what_is_found_is_on_the_list_byte_by_byte(
+    path: bytes, changes: list[Callable[[bytes], bytes]]
+) -> None:
+    """However a path is written."""
+    for change in changes:
+        path = change(path or b"/")
+    check(path)
+
+
 @given(st.binary(max_size=40) | st.from_regex(rb"/v1/responses/.{0,20}", fullmatch=True))
 def test_no_other_bytes_are_found(path: bytes) -> None:
     """The same for any bytes."""
-    found = Routes().find(path)
-    assert found is None or found[0].path.encode().replace(b"{id}", found[1]) == path
+    check(path)
 
 
 def test_extra_routes_are_found_with_their_own_methods() -> None:
