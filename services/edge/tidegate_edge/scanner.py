@@ -52,9 +52,16 @@ def _deeper(value: bytes) -> bytes:
     return b"|".join((_FLAT, items, pairs))
 
 
-_VALUE = _deeper(_deeper(_deeper(_FLAT)))
-_ITEMS = re.compile(rb"(?:%b(?:%b)%b,)++" % (_GAP, _VALUE, _GAP))
-_PAIRS = re.compile(rb"(?:%b%b%b,)++" % (_GAP, _pair(b"(?:%b)" % _VALUE), _GAP))
+def _several(one: bytes, closer: bytes) -> re.Pattern[bytes]:
+    """As many as there are, each with a comma behind it, or the end."""
+    return re.compile(rb"(?:%b%b%b(?:,|(?=%b)))++" % (_GAP, one, _GAP, closer))
+
+
+_DEEP = 3
+"""Nesting of what is matched at once."""
+_VALUE = b"(?:%b)" % _deeper(_deeper(_deeper(_FLAT)))
+_ITEMS = _several(_VALUE, rb"\]")
+_PAIRS = _several(_pair(_VALUE), rb"\}")
 _REST = re.compile(_INSIDE)
 _WORD = re.compile(_TEXT)
 _PLAIN = re.compile(_ATOM)
@@ -149,19 +156,20 @@ class Scanner:
             at = end
 
     def _run(self, data: bytes, at: int) -> int:
-        """As many items or pairs, with a comma behind each, as there are at once."""
-        if len(self._open) > 1 or self._want is _Want.VALUE_OR_END:
-            if self._want in (_Want.KEY, _Want.KEY_OR_END):
-                run, then = _PAIRS.match(data, at), _Want.KEY
-            elif self._open[-1] == 0x5B and self._want in (_Want.VALUE, _Want.VALUE_OR_END):
-                run, then = _ITEMS.match(data, at), _Want.VALUE
-            else:
-                return at
-            if run is not None:
-                self._want = then
-                self._count(run.group())
-                return run.end()
-        return at
+        """As many items or pairs as there are at once. Outermost ones are looked at one by one."""
+        if not 1 < len(self._open) <= MAX_DEPTH - _DEEP:
+            return at
+        if self._want in (_Want.KEY, _Want.KEY_OR_END):
+            run, then = _PAIRS.match(data, at), _Want.KEY
+        elif self._open[-1] == 0x5B and self._want in (_Want.VALUE, _Want.VALUE_OR_END):
+            run, then = _ITEMS.match(data, at), _Want.VALUE
+        else:
+            return at
+        if run is None:
+            return at
+        self._want = then if data[run.end() - 1] == 0x2C else _Want.MORE
+        self._count(run.group())
+        return run.end()
 
     def _count(self, run: bytes) -> None:
         """The containers in it; braces in texts are none."""
