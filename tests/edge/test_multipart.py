@@ -19,7 +19,7 @@ from tidegate_edge.envelope import Failure
 from tidegate_edge.multipart import Form
 from tidegate_edge.request import Said, splice
 
-CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.form"))
+CORPUS = sorted((Path(__file__).parent / "corpus" / "bodies").glob("*.form"))
 KIND = b"multipart/form-data; boundary=B"
 
 

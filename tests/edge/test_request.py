@@ -17,7 +17,7 @@ from tidegate_edge.envelope import Failure
 from tidegate_edge.request import Said, read_json, scanned, splice
 from tidegate_edge.scanner import MAX_CONTAINERS, MAX_DEPTH, MAX_KEYS, MAX_NAME, Scanner
 
-CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
+CORPUS = sorted((Path(__file__).parent / "corpus" / "bodies").glob("*.json"))
 
 
 def tried(read: Callable[..., Said], *given: Any) -> Said | Failure:

@@ -31,6 +31,8 @@ CREATED = (
     b'"response":{"created_at":1,"object":"response","id":"resp_1","output":[]}}\n\n'
 )
 
+COMPLETED = b'event: response.completed\ndata: {"type":"response.completed","response":{}}\n\n'
+
 
 @pytest.mark.parametrize(
     ("answer", "found"),
@@ -106,6 +108,7 @@ class Server:
                 await connection.begin_events()
                 await connection.chunk(event[:90])
                 await connection.chunk(event[90:])
+                await connection.chunk(COMPLETED)
                 await connection.say(b"0\r\n\r\n")
             else:
                 await connection.answer(b'{"id":"resp_%d","object":"response"}' % self.given)

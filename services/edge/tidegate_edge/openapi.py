@@ -122,12 +122,15 @@ def document(routes: Routes, version: str) -> bytes:
         "/metrics": _page("For Prometheus.", "", _GUARDED),
         "/openapi.json": _page("This description.", "Anything"),
     }
+    paths |= {path: _order(words, path) for path, words in _ORDERS.items()}
     return orjson.dumps(
         {
             "openapi": "3.1.0",
             "info": {"title": "tidegate", "version": version},
             "paths": paths,
+            "security": [{"key": []}, {"field": []}, {}],
             "components": {
+                "securitySchemes": _KEYS,
                 "schemas": _SCHEMAS,
                 "responses": {f"E{status}": _error(status) for status in _WORDS},
             },
@@ -159,6 +162,22 @@ def _relayed(route: Route) -> Schema:
     return {
         method.lower(): found | {"operationId": f"{method.lower()} {route.path}"}
         for method in sorted(route.methods)
+    }
+
+
+def _order(words: str, path: str) -> Schema:
+    content: Schema = {"application/json": {"schema": _ref("Anything")}}
+    name = path[path.index("{") + 1 : path.index("}")]
+    return {
+        "post": {
+            "summary": words,
+            "tags": ["orders"],
+            "parameters": [_path(name)],
+            "responses": {
+                "200": {"description": "What came of it.", "content": content},
+                **_errors((*_ALWAYS, *_GUARDED, 404)),
+            },
+        }
     }
 
 
@@ -215,6 +234,17 @@ def _path(name: str, pattern: str = "") -> Schema:
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
+_ORDERS = {
+    "/gateway/models/{model}/load": "Loads a model.",
+    "/gateway/models/{model}/unload": "Unloads a model.",
+    "/gateway/models/{model}/pin": "Keeps a model from being unloaded for another one.",
+    "/gateway/models/{model}/unpin": "Ends that.",
+    "/gateway/leases/{lease}/revoke": "Ends a request that runs.",
+}
+_KEYS: Schema = {
+    "key": {"type": "http", "scheme": "bearer", "description": "Not needed where the gateway is open."},
+    "field": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same keys."},
+}
 _SUMMARY = {By.BODY: "the body names.", By.RESPONSE: "gave the response."}
 _HEADERS = (
     _header("x-request-id", {"type": "string", "description": "Kept if it is [A-Za-z0-9._-]{1,128}."}),
