@@ -23,6 +23,8 @@ DRAIN = 6.0
 """Seconds that the edge gets to end its requests (it cuts what runs after 5) before it is killed."""
 STOP = 9.0
 """Seconds that lifecycle gets, beside the edge, to drain and stop the model servers before they are swept."""
+LONG = 60.0
+"""Seconds after which a service has started, whatever is known of it."""
 SWEEP = 5.0
 """Seconds for the sweep of model servers that a lifecycle left behind when it died."""
 
@@ -45,7 +47,7 @@ class Child:
     service: str
     process: asyncio.subprocess.Process | None = None
     settled: bool = False
-    """It has run for a while: an exit now is a crash, not a refusal to start."""
+    """It has started, or run for long: an exit now is a crash, not a refusal to start."""
     deaths: int = 0
 
     def signal(self, number: signal.Signals) -> None:
@@ -121,7 +123,7 @@ class Supervisor:
             )
             status = await process.wait()
             lived = monotonic() - started
-            child.settled = child.settled or lived > 5
+            child.settled = child.settled or lived > LONG
             if status == EXIT_CONFIG and not child.settled:
                 self._status = EXIT_CONFIG
                 self._stop.set()
@@ -145,6 +147,8 @@ class Supervisor:
         https = _trusting() if isinstance(files, dict) and files.get("cert") else None
         while not await _is_ready(host.strip("[]"), int(port), https):  # noqa: ASYNC110 - asks another process
             await asyncio.sleep(0.1)
+        for child in self._children.values():
+            child.settled = True
         scheme = "https" if https else "http"
         print(f"tidegate: ready on {scheme}://{listen}  (Ctrl-C stops everything)", file=sys.stderr)
 
