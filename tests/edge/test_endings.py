@@ -386,7 +386,7 @@ async def test_without_admission_new_requests_are_refused(bench: Make) -> None:
 
 
 async def test_a_port_that_is_taken_is_told_before_anything_starts(bench: Make, tmp_path: Path) -> None:
-    """A second edge on the same port ends with 78 and says what to look for; granian would share the port."""
+    """A second edge on the same port ends with 78 and says what to look for."""
     one = await bench(echo())
     folder = tmp_path / "two"
     folder.mkdir()

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.edge.conftest import CHAT
 from tests.edge.fakes import Admission, Connection, ModelServer, Script, control, echo
+from tests.support.inside import Request
 from tests.support.until import until
 from tidegate.admission.v1 import admission_pb2 as ad
-from tidegate_edge.answer import Cut
 from tidegate_edge.app import App
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.relay import Relay
@@ -26,41 +25,6 @@ from tidegate_edge.shared import Edge
 from tidegate_edge.status import Status
 from tidegate_edge.ticket import Ticket
 from tidegate_edge.upstream import Upstream
-
-
-class Exchange:
-    """One request to the application, and what it said."""
-
-    def __init__(self, body: bytes) -> None:
-        self._messages = [{"type": "http.request", "body": body, "more_body": False}]
-        self.left = asyncio.Event()
-        self.sent: list[dict[str, Any]] = []
-        self.scope = {
-            "type": "http",
-            "method": "POST",
-            "raw_path": CHAT.encode(),
-            "query_string": b"",
-            "headers": [(b"host", b"x")],
-            "client": ("127.0.0.1", "1"),
-        }
-
-    async def receive(self) -> dict[str, Any]:
-        if self._messages:
-            return self._messages.pop()
-        await self.left.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: dict[str, Any]) -> None:
-        self.sent.append(message)
-        await asyncio.sleep(0)
-
-    @property
-    def status(self) -> int:
-        return int(self.sent[0]["status"])
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(message.get("body", b"") for message in self.sent)
 
 
 @contextlib.asynccontextmanager
@@ -100,16 +64,15 @@ async def test_nothing_leaks_at_whatever_step_a_request_ends(how: str, body: byt
     """Ended after each number of loop steps: every ticket ends exactly once and nothing is held on."""
     async with application(events) as (app, edge, admission, _):
         for steps in range(0, 800, 10):
-            exchange = Exchange(body)
-            task = asyncio.ensure_future(app(exchange.scope, exchange.receive, exchange.send))
+            request = Request(app, body)
             for _ in range(steps):
                 await asyncio.sleep(0)
             if how == "the client leaves":
-                exchange.left.set()
+                request.leave()
             else:
-                task.cancel()
+                request.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait_for(task, 5)
+                await asyncio.wait_for(request.task, 5)
             assert len(edge.relays) == edge.bodies.total == 0, steps
             assert not edge.session.held | edge.session.waiting, steps
         await until(lambda: len(admission.done) >= len(admission.acquired), "every ticket has ended")
@@ -141,14 +104,13 @@ async def test_a_request_that_has_ended_leaves_nothing_to_the_garbage_collector(
         if how == "refused":
             admission.refusal = ad.Refusal(reason=ad.REASON_QUEUE_FULL, message="full", retry_after_ms=1000)
         for _ in range(3):
-            exchange = Exchange(b'{"model":"small","stream":true}')
-            task = asyncio.ensure_future(app(exchange.scope, exchange.receive, exchange.send))
+            request = Request(app, b'{"model":"small","stream":true}')
             if how == "the client leaves":
                 await until(lambda: server.seen, "the model server has it")
                 server.seen.clear()
-                exchange.left.set()
-            await asyncio.wait_for(task, 5)
-            del task
+                request.leave()
+            await asyncio.wait_for(request.task, 5)
+            del request
         await until(lambda: not left(), f"nothing is left: {left()}")
 
 
@@ -174,13 +136,12 @@ async def test_a_body_is_held_no_longer_than_it_is_counted() -> None:
     body = b'{"model":"warm","padding":"%s"}' % (b"x" * 1000)
     before = sys.getrefcount(body)
     async with application(script) as (app, edge, _, _):
-        exchange = Exchange(body)
-        task = asyncio.ensure_future(app(exchange.scope, exchange.receive, exchange.send))
-        await until(lambda: len(exchange.sent) > 1, "the first chunk")
+        request = Request(app, body)
+        await until(lambda: len(request.sent) > 1, "the first chunk")
         assert edge.bodies.total == 0
         assert sys.getrefcount(body) == before
         go_on.set()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(request.task, 5)
 
 
 async def test_a_model_server_that_never_answers_is_a_504() -> None:
@@ -191,10 +152,10 @@ async def test_a_model_server_that_never_answers_is_a_504() -> None:
         await connection.gone()
 
     async with application(script, response_timeout=0.2) as (app, _, admission, server):
-        exchange = Exchange(b'{"model":"small"}')
-        await app(exchange.scope, exchange.receive, exchange.send)
-        assert exchange.status == 504
-        assert b'"upstream_timeout"' in exchange.body
+        request = Request(app, b'{"model":"small"}')
+        await request.task
+        assert request.status == 504
+        assert b'"upstream_timeout"' in request.said
         assert await admission.outcome() == "TIMEOUT"
         await asyncio.wait_for(server.connections[0].closed.wait(), 5)
         assert len(server.connections) == 1
@@ -208,10 +169,10 @@ async def test_an_error_of_our_own_gives_the_slot_back(monkeypatch: pytest.Monke
 
     async with application(echo()) as (app, edge, admission, _):
         monkeypatch.setattr("tidegate_edge.relay.Relay._pass_on", bug)
-        exchange = Exchange(b'{"model":"small"}')
-        await app(exchange.scope, exchange.receive, exchange.send)
-        assert exchange.status == 500
-        assert b"secret" not in exchange.body
+        request = Request(app, b'{"model":"small"}')
+        await request.task
+        assert request.status == 500
+        assert b"secret" not in request.said
         assert admission.acquired
         await admission.outcome()
         assert len(edge.relays) == edge.bodies.total == 0
@@ -225,9 +186,8 @@ async def test_a_failing_log_handler_costs_no_slot(monkeypatch: pytest.MonkeyPat
 
     async with application(echo()) as (app, edge, admission, _):
         monkeypatch.setattr("tidegate_edge.record.Record.close", broken)
-        exchange = Exchange(b'{"model":"small"}')
-        with contextlib.suppress(OSError, Cut):
-            await app(exchange.scope, exchange.receive, exchange.send)
+        with contextlib.suppress(OSError):
+            await Request(app, b'{"model":"small"}').task
         assert await admission.outcome() == "OK"
         assert not edge.session.held
         assert len(edge.relays) == 0

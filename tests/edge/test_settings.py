@@ -39,7 +39,6 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
         ({"workers": 0}, "edge.workers", "1 to 64"),
         ({"keys_file": "other.json"}, "edge.keys_file", "no function"),
         ({"cors_origins": ["*"]}, "edge.cors_origins", "no function"),
-        ({"max_connections": 5}, "edge.max_connections", "no function"),
         ({"max_body": "2GiB"}, "edge.max_body", "1KiB to 1GiB"),
         ({"max_body": -1}, "edge.max_body", "1KiB to 1GiB"),
         ({"response_timeout": "59s"}, "edge.response_timeout", "60s to 3600s"),

@@ -16,6 +16,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.gateway import GUARD
+from tests.support.until import until
 from tidegate.lifecycle.v1 import lifecycle_pb2 as pb
 from tidegate.lifecycle.v1 import lifecycle_pb2_grpc
 from tidegate_chassis.rpc import channel
@@ -82,6 +83,10 @@ class Service:
         if self.process.returncode is None:
             self.process.kill()
         await self.process.wait()
+
+    async def said(self, words: str) -> None:
+        """Waits until the log has the words: it is written by a thread of its own."""
+        await until(lambda: words in self.log.read_text(), f"the log says: {words}")
 
     async def run(self, *flags: str) -> tuple[int, str]:
         """The process with flags, to its end; its status and what it said."""

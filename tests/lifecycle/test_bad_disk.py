@@ -94,7 +94,7 @@ async def test_a_full_disk_stops_nothing_that_runs(disk: Disk, service: Service)
         await service.elapse(1.0)
         assert admission.instance("a")
         assert alive(pid)
-        assert "store.unwritable" in service.log.read_text(), "what couldn't be remembered is said"
+        await service.said("store.unwritable")
         disk.empty()
         b = await admission.ready("b")
     await service.kill()

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 UV = Path(sys.executable).parent / "uv"
 ABSENT = {
     "edge": ["httpx", "aiohttp", "docker", "huggingface_hub"],
-    "admission": ["granian", "aiohttp", "httpx", "docker", "huggingface_hub"],
-    "lifecycle": ["granian", "aiohttp"],
+    "admission": ["aiohttp", "httpx", "docker", "huggingface_hub"],
+    "lifecycle": ["aiohttp"],
 }
 
 

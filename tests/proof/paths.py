@@ -12,11 +12,11 @@ from grpc import aio
 from tests.edge.fakes import Connection
 from tests.proof.actors import client, vanish
 from tests.proof.world import ADMISSION, TTL, World
+from tests.support import inside
 from tidegate.admission.v1 import admission_pb2 as pb
 from tidegate.admission.v1 import admission_pb2_grpc as pb_grpc
 from tidegate_chassis import rpc
 
-CHAT = b"/v1/chat/completions"
 NOWHERE = "http://h:1"
 """Nobody listens there."""
 
@@ -34,46 +34,28 @@ class Request:
     """One request to the edge's application, and what it said."""
 
     def __init__(self, w: World, **body: Any) -> None:
-        self.left = asyncio.Event()
-        self.sent: list[dict[str, Any]] = []
-        self._body = (
-            '{"model":"m"' + "".join(f',"{key}":{said}' for key, said in body.items()) + "}"
-        ).encode()
+        said = '{"model":"m"' + "".join(f',"{key}":{value}' for key, value in body.items()) + "}"
         self._world = w
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "raw_path": CHAT,
-            "query_string": b"",
-            "headers": [(b"host", b"x")],
-            "client": ("127.0.0.1", "1"),
-        }
-        self.task = asyncio.create_task(
-            w.app(scope, self._receive, self._send) if w.app else asyncio.sleep(0)
-        )
+        self._inside = inside.Request(w.app, said.encode()) if w.app else None
 
-    async def _receive(self) -> dict[str, Any]:
-        body, self._body = self._body, b""
-        await asyncio.sleep(0)
-        if body:
-            return {"type": "http.request", "body": body, "more_body": False}
-        await self.left.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: dict[str, Any]) -> None:
-        await asyncio.sleep(0)
-        self.sent.append(message)
+    def leave(self) -> None:
+        """The client goes away."""
+        if self._inside is not None:
+            self._inside.leave()
 
     async def over(self) -> int:
         """Its end, whatever it is; the status, 0 when there is none."""
+        if self._inside is None:
+            return 0
         with contextlib.suppress(BaseException):
-            await asyncio.wait([self.task])
-            self.task.result()
-        return int(self.sent[0].get("status", 0)) if self.sent else 0
+            await asyncio.wait([self._inside.task])
+            self._inside.task.result()
+        return self._inside.status
 
-    async def heard(self, messages: int) -> None:
-        """Waits for messages, or the end."""
-        await self._world.until(lambda: len(self.sent) >= messages or self.task.done(), "an answer")
+    async def heard(self, writes: int) -> None:
+        """Waits for writes, or the end."""
+        one = self._inside
+        await self._world.until(lambda: not one or len(one.sent) >= writes or one.task.done(), "an answer")
 
 
 async def script(connection: Connection) -> None:
@@ -114,7 +96,7 @@ async def left_in_the_queue(w: World) -> None:
     holders = [client(w, w.edge.session, hold=0.4) for _ in range(2)]
     await asyncio.sleep(0.05)
     request = Request(w, stream="true")
-    w.loop.call_later(0.3, request.left.set)
+    w.loop.call_later(0.3, request.leave)
     await request.over()
     await asyncio.wait(holders)
 
@@ -132,7 +114,7 @@ async def commented(w: World) -> None:
 async def left_before_the_first_byte(w: World) -> None:
     """The client leaves while the model server is silent."""
     request = Request(w, silent="1")
-    w.loop.call_later(0.2, request.left.set)
+    w.loop.call_later(0.2, request.leave)
     await request.over()
 
 
@@ -141,7 +123,7 @@ async def left_in_mid_stream(w: World) -> None:
     """The client leaves in the middle."""
     request = Request(w, stream="true")
     await request.heard(3)
-    request.left.set()
+    request.leave()
     await request.over()
 
 

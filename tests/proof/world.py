@@ -133,14 +133,9 @@ class _Front:
     def __init__(self, w: World, app: App) -> None:
         self._world, self._app = w, app
 
-    async def start(self) -> str:
+    async def start(self, _: Any) -> None:
         """Requests may come."""
         self._world.app = self._app
-        return "http://front"
-
-    async def ended(self) -> None:
-        """It never ends by itself."""
-        await asyncio.Event().wait()
 
     async def stop(self, patience: float) -> None:
         """No more requests."""
@@ -342,7 +337,9 @@ async def world(
         with (
             mock.patch.object(admission_main, "Dispatcher", made._made),
             mock.patch.object(edge_main, "Edge", made._made_edge),
-            mock.patch.object(edge_main, "HttpServer", lambda app, _: _Front(made, app)),
+            mock.patch.object(edge_main, "bind", mock.MagicMock()),
+            mock.patch.object(edge_main, "url_of", return_value="http://front"),
+            mock.patch.object(edge_main, "Server", lambda app, *_: _Front(made, app)),
         ):
             try:
                 yield made

@@ -12,10 +12,10 @@ from tidegate_chassis import process, telemetry
 from tidegate_chassis.config import effective
 from tidegate_edge.app import App
 from tidegate_edge.catalog import Catalog
+from tidegate_edge.downstream.server import Limits, Server, bind, url_of
 from tidegate_edge.relay import DRAINING, Relay
-from tidegate_edge.server import HttpServer
 from tidegate_edge.session import Session
-from tidegate_edge.settings import Loaded, load, problems
+from tidegate_edge.settings import EdgeSettings, Loaded, load, problems
 from tidegate_edge.shared import Edge
 from tidegate_edge.status import Status
 from tidegate_edge.upstream import Upstream
@@ -36,17 +36,18 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
     upstream = Upstream(settings.connect_timeout)
     edge = Edge(settings, session, catalog, upstream)
     status = Status(settings.admission_address, settings.lifecycle_address)
-    server = HttpServer(App(edge, status), settings.listen)
+    server = Server(App(edge, status), _limits(settings), edge.refused)
     links = [asyncio.create_task(session.run()), asyncio.create_task(catalog.run())]
     try:
-        url = await server.start()
+        listening = await asyncio.to_thread(bind, settings.listen)
+        url = url_of(listening)
+        await server.start(listening)
         await asyncio.to_thread(telemetry.serve_metrics, settings.metrics_listen, edge.metrics.registry)
         line = f"listening on {url}"
         log.info(line)
-        waits = [asyncio.create_task(stop.wait()), asyncio.create_task(server.ended()), *links]
+        waits = [asyncio.create_task(stop.wait()), *links]
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for task in waits[:2]:
-            task.cancel()
+        waits[0].cancel()
         if not stop.is_set():
             for task in done:
                 task.result()
@@ -59,6 +60,16 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
         await asyncio.wait(links, timeout=_LAST)
         await upstream.close()
         await status.close()
+
+
+def _limits(settings: EdgeSettings) -> Limits:
+    return Limits(
+        connections=settings.max_connections,
+        head=settings.max_head,
+        head_timeout=settings.head_timeout,
+        idle_timeout=settings.idle_timeout,
+        write_timeout=settings.write_timeout,
+    )
 
 
 async def _drain(edge: Edge) -> None:

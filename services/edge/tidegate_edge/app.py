@@ -1,4 +1,4 @@
-"""The ASGI application: an allow-list of inference routes that are relayed, and the edge's own pages."""
+"""The application: an allow-list of inference routes that are relayed, and the edge's own pages."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import structlog
 
 from tidegate_edge.answer import Answer
 from tidegate_edge.catalog import Model
+from tidegate_edge.downstream.exchange import Exchange
 from tidegate_edge.envelope import Failure
-from tidegate_edge.head import Headers, read_head
+from tidegate_edge.head import Headers, new_request_id, read_head
 from tidegate_edge.relay import Relay
 from tidegate_edge.shared import Edge
 from tidegate_edge.status import Status
@@ -68,20 +69,20 @@ class App:
             b"/openapi.json": self._openapi,
         }
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, exchange: Exchange) -> None:
         """Serves one request. The path is compared as it was sent: an encoded or dotted one is never turned
         into one of the list."""
-        path, method = scope["raw_path"], scope["method"]
+        path, method = exchange.path, exchange.method
         own: Headers = []
         try:
             methods = self._relayed.get(path)
             if methods is not None and method in methods:
                 if self._edge.draining:
                     raise Failure("draining", "The service is stopping; try again.")
-                head = read_head(scope["headers"], believed=self._edge.settings.auth == "none")
-                await Relay(self._edge, scope, receive, send, head, path).run()
+                head = read_head(exchange.headers, believed=self._edge.settings.auth == "none")
+                await Relay(self._edge, exchange, head).run()
                 return
-            own = [(b"x-request-id", read_head(scope["headers"]).request_id)]
+            own = [(b"x-request-id", read_head(exchange.headers).request_id)]
             page = self._page(path)
             if page is None and methods is None:
                 raise Failure("not_found", "There is no such route.")
@@ -89,11 +90,10 @@ class App:
                 allow = ", ".join(sorted(methods or {"GET", "HEAD"}))
                 raise Failure("method_not_allowed", f"This route takes {allow}.", allow=allow)
             status, kind, body = await page()
-            fields = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *own]
-            await Answer(send, path).whole(status, fields, b"" if method == "HEAD" else body)
+            exchange.whole(status, [(b"content-type", kind), *own], body)
         except Failure as failure:
             self._edge.metrics.refused(failure.code)()
-            await Answer(send, path).fail(failure, own or _request_id(scope))
+            Answer(exchange, path).fail(failure, own or _request_id(exchange))
 
     def _page(self, path: bytes) -> Page | None:
         page = self._pages.get(path)
@@ -169,8 +169,8 @@ def _entry(model: Model) -> dict[str, Any]:
     }
 
 
-def _request_id(scope: Any) -> Headers:
+def _request_id(exchange: Exchange) -> Headers:
     try:
-        return [(b"x-request-id", read_head(scope["headers"]).request_id)]
+        return [(b"x-request-id", read_head(exchange.headers).request_id)]
     except Failure:
-        return [(b"x-request-id", read_head([]).request_id)]
+        return [(b"x-request-id", new_request_id())]

@@ -32,6 +32,7 @@ _BUSY = "service_unavailable_error"
 _SLOW = "timeout_error"
 
 KINDS: dict[str, Kind] = {
+    "bad_request": Kind(400, _INVALID, close=True),
     "invalid_json": Kind(400, _INVALID),
     "invalid_multipart": Kind(400, _INVALID),
     "invalid_header": Kind(400, _INVALID),
@@ -44,9 +45,13 @@ KINDS: dict[str, Kind] = {
     "method_not_allowed": Kind(405, _INVALID),
     "request_timeout": Kind(408, _INVALID, close=True),
     "body_too_large": Kind(413, _INVALID, close=True),
+    "expectation_failed": Kind(417, _INVALID, close=True),
     "queue_full": Kind(429, "rate_limit_error", retry=5),
     "rate_limit_exceeded": Kind(429, "rate_limit_error", retry=5),
+    "headers_too_large": Kind(431, _INVALID, close=True),
     "internal_error": Kind(500, "api_error"),
+    "not_implemented": Kind(501, _INVALID, close=True),
+    "http_version_not_supported": Kind(505, _INVALID, close=True),
     "upstream_error": Kind(502, "upstream_error"),
     "model_failed": Kind(503, _BUSY, retry=30),
     "no_capacity": Kind(503, _BUSY, retry=30),

@@ -109,8 +109,13 @@ def read_head(headers: Headers, believed: bool = False) -> Head:
             raise Failure("unsupported_encoding", "Compressed request bodies are not supported.")
     if named:
         head.forward = [field for field in forward if field[0] not in named]
-    head.request_id = head.request_id or b"%032x" % getrandbits(128)  # a name, no secret
+    head.request_id = head.request_id or new_request_id()
     return head
+
+
+def new_request_id() -> bytes:
+    """A name, no secret."""
+    return b"%032x" % getrandbits(128)
 
 
 def _deadline(value: bytes) -> float:

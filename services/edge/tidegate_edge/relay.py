@@ -16,8 +16,9 @@ from typing import Any
 
 import structlog
 
-from tidegate_edge.answer import Answer, Cut
+from tidegate_edge.answer import Answer
 from tidegate_edge.catalog import Model
+from tidegate_edge.downstream.exchange import Exchange
 from tidegate_edge.due import Due
 from tidegate_edge.envelope import Failure, loss, refusal, upstream_error
 from tidegate_edge.head import Head, Headers, field, queue_fields, rate_fields, to_client
@@ -25,7 +26,6 @@ from tidegate_edge.multipart import is_multipart, read_multipart
 from tidegate_edge.record import Record
 from tidegate_edge.request import Body, read_json
 from tidegate_edge.shared import Edge
-from tidegate_edge.sockets import hang_up
 from tidegate_edge.ticket import Grant, Outcome, Ticket, TicketRefused
 from tidegate_edge.upstream import Broken, ConnectFailed, Reply
 from tidegate_edge.usage import Tail, estimate
@@ -36,6 +36,8 @@ log = structlog.get_logger("tidegate.edge")
 
 _SESSION_PATIENCE = 5.0
 """Seconds that a new request waits for admission."""
+_SLOWEST = 8 * 1024
+"""Bytes per second of a request's body, on the average after the first `write_timeout`."""
 _LAST_WORD = 5.0
 """Seconds that a client has to take an error at the end of its stream."""
 _LARGEST_ERROR = 65536
@@ -49,14 +51,13 @@ GONE, STUCK, SILENT, SLOW_BODY, DRAINING = "gone", "stuck", "silent", "slow body
 class Relay:
     """One request. `run` is its task."""
 
-    def __init__(self, edge: Edge, scope: Any, receive: Any, send: Any, head: Head, path: bytes) -> None:
+    def __init__(self, edge: Edge, exchange: Exchange, head: Head) -> None:
         self._edge = edge
-        self._scope = scope
-        self._receive = receive
+        self._exchange = exchange
         self._head = head
-        self._path = path
-        self._answer = Answer(send, path)
-        self._record = Record(edge.metrics, scope["method"], path, head)
+        self._path = path = exchange.path
+        self._answer = Answer(exchange, path)
+        self._record = Record(edge.metrics, exchange.method, path, head)
         settings = edge.settings
         grain = min(settings.write_timeout, settings.stream_idle_timeout, settings.response_timeout)
         self._dog = Watchdog(grain, self.interrupt)
@@ -64,7 +65,6 @@ class Relay:
         self._task: asyncio.Task[Any] | None = None
         self._cause: str | Failure | None = None
         self._closing = False
-        self._departure: Any = None
         self._own: Headers = [(b"x-request-id", head.request_id)]
         self._body: Body | None = None
         self._ticket: Ticket | None = None
@@ -85,9 +85,10 @@ class Relay:
             self._task.cancel()
 
     async def run(self) -> None:
-        """Serves the request. Raises Cut when the client must see a truncated answer."""
+        """Serves the request."""
         self._task = asyncio.current_task()
         self._edge.relays.add(self)
+        self._exchange.on_gone(lambda: self.interrupt(GONE))
         try:
             await self._serve()
         except Failure as failure:
@@ -98,8 +99,6 @@ class Relay:
                 raise
             self._task.uncancel()
             await self._interrupted(self._cause)
-        except Cut:
-            raise
         except Exception:  # a bug of ours ends one request, with its slot given back, not the process
             log.exception("a request failed", request_id=self._head.request_id.decode())
             await self._fail(Failure("internal_error", "An internal error; the service's log tells more."))
@@ -135,45 +134,28 @@ class Relay:
 
     async def _read_body(self) -> bytes:
         """The whole body. Raises Failure (408, 413, 503)."""
-        limit = self._edge.settings.max_body
-        if self._head.content_length > limit:
+        limit, patience = self._edge.settings.max_body, self._edge.settings.write_timeout
+        if self._exchange.length > limit:
             raise _too_large(limit)
         pieces: list[bytes] = []
         size = 0
+        begun = self._dog.now()
         while True:
-            self._dog.expect(self._edge.settings.write_timeout, SLOW_BODY)
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.interrupt(GONE)
-                await asyncio.sleep(0)
-            piece = message.get("body", b"")
-            if piece:
-                pieces.append(piece)
-                size += len(piece)
-                if size > limit:
-                    raise _too_large(limit)
-                self._edge.bodies.hold(self, size)
-            if not message.get("more_body"):
+            spent = self._dog.now() - begun
+            self._dog.expect(min(patience, patience + size / _SLOWEST - spent), SLOW_BODY)
+            piece = await self._exchange.read()
+            if not piece:
                 self._dog.rest()
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise _too_large(limit)
+            self._edge.bodies.hold(self, size)
 
     def _read_request(self, raw: bytes) -> Body:
-        self._watch_client()
         content_type = self._head.content_type
         return read_multipart(raw, content_type) if is_multipart(content_type) else read_json(raw)
-
-    def _watch_client(self) -> None:
-        """From now on the next message is http.disconnect, in whatever phase it comes. granian's `receive`
-        gives a future, so that this costs no task."""
-        coming = self._receive()
-        if not hasattr(coming, "add_done_callback"):
-            coming = asyncio.ensure_future(coming)
-        self._departure = coming
-        coming.add_done_callback(self._departed)
-
-    def _departed(self, _: Any) -> None:
-        self._departure = None
-        self.interrupt(GONE)
 
     # The slot.
 
@@ -245,9 +227,9 @@ class Relay:
         raise Failure("upstream_error", "No connection to the model server could be made.")
 
     async def _open(self, grant: Grant, model: Model, body: Body) -> Reply:
-        scope, begun = self._scope, self._waiting is not None
+        exchange, begun = self._exchange, self._waiting is not None
         model = self._edge.catalog.find(model.name) or model  # it may have been changed during the wait
-        query = scope["query_string"]
+        query = exchange.query
         url = (
             grant.address.rstrip("/") + self._path.decode() + ("?" + query.decode("latin-1") if query else "")
         )
@@ -256,7 +238,7 @@ class Relay:
         content = body.rewritten(model.upstream_model, model.request_defaults)
         self._dog.expect(self._edge.settings.response_timeout, SILENT)
         try:
-            reply = await self._edge.upstream.open(scope["method"], url, headers, content)
+            reply = await self._edge.upstream.open(exchange.method, url, headers, content)
         except (ConnectFailed, Broken) as error:
             self._record.attempt_failed(str(error))
             raise
@@ -293,7 +275,7 @@ class Relay:
             else:
                 headers = to_client(reply.headers, self._own)
                 if self._ended and not self._torn:
-                    await answer.whole(reply.status, headers, self._rest)
+                    answer.whole(reply.status, headers, self._rest)
                     return
                 if events and not field(headers, b"x-accel-buffering"):
                     headers.append((b"x-accel-buffering", b"no"))
@@ -302,7 +284,7 @@ class Relay:
                     and not field(headers, b"content-length")
                     and not field(headers, b"content-encoding")
                 )
-                await answer.start(reply.status, headers, events=plain)
+                answer.start(reply.status, headers, events=plain)
             await self._stream(reply)
         except Broken:
             self._outcome = Outcome.UPSTREAM_ERROR
@@ -326,8 +308,7 @@ class Relay:
             await more(chunk)
         if self._torn:
             raise Broken("no end mark")
-        dog.expect(write, STUCK)
-        await self._answer.end(self._rest)
+        self._answer.end(self._rest)
 
     def _upstream_ended(self) -> None:
         """The last byte has come from the model server, though the client may not have read it: the slot is
@@ -356,8 +337,7 @@ class Relay:
                 break
         content += self._rest
         self._release()
-        self._dog.expect(self._edge.settings.write_timeout, STUCK)
-        await self._answer.fail_in_stream(upstream_error(reply.status, content))
+        self._answer.fail_in_stream(upstream_error(reply.status, content))
 
     # The end.
 
@@ -374,8 +354,6 @@ class Relay:
             self._waiting.abandon()
         if self._closing:
             self._dog.stop()
-            if isinstance(self._departure, asyncio.Task):  # granian's own future ends with the response
-                self._departure.cancel()
 
     async def _interrupted(self, cause: str | Failure) -> None:
         """What an end from outside means, for admission and for the client."""
@@ -386,7 +364,7 @@ class Relay:
             self._record.outcome = "client_stuck"
             self._closing = True
             self._release()
-            await self._hang_up()
+            self._answer.cut()
         elif isinstance(cause, Failure):
             await self._fail(cause)
         elif cause == SILENT:
@@ -402,18 +380,14 @@ class Relay:
         self._record.fail(failure.code)
         if self._waiting is not None and not self._answer.begun:
             self._waiting.abandon()
-        try:
-            async with asyncio.timeout(_LAST_WORD):
-                if self._waiting is not None and self._answer.begun:
+        elif self._waiting is not None:
+            try:
+                async with asyncio.timeout(_LAST_WORD):
                     await self._waiting.stop()
-                await self._answer.fail(failure, self._own)
-        except TimeoutError:
-            await self._hang_up()
-
-    async def _hang_up(self) -> None:
-        host, port = self._scope["client"]
-        await asyncio.to_thread(hang_up, (host, int(port)))
-        raise Cut
+            except TimeoutError:
+                self._answer.cut()
+                return
+        self._answer.fail(failure, self._own)
 
 
 def _too_large(limit: int) -> Failure:

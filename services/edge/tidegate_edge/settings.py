@@ -95,8 +95,19 @@ class EdgeSettings(Settings):
     control_grace: Annotated[float, Duration("1s", "24h")] = Field(
         600.0, description="How long running relays go on without admission."
     )
-    max_connections: Annotated[int, Whole(1, 1_000_000)] = later(
-        10_000, "the limit on connections comes later", "Client connections at one time."
+    max_connections: Annotated[int, Whole(1, 1_000_000)] = Field(
+        10_000,
+        description="Client connections at one time; for one more the longest idle is closed, and when none "
+        "is idle it gets 503.",
+    )
+    max_head: Annotated[int, Size("1KiB", "1MiB")] = Field(
+        64 * 2**10, description="Largest head of a request, its first line and header fields; beyond it 431."
+    )
+    head_timeout: Annotated[float, Duration("1s", "1h")] = Field(
+        10.0, description="From the first byte of a request to the end of its head; then 408."
+    )
+    idle_timeout: Annotated[float, Duration("1s", "24h")] = Field(
+        75.0, description="How long a client's connection is kept without a request."
     )
     extra_routes: list[Annotated[str, Route()]] = Field(
         [], description='Routes passed to model servers beside the built-in ones, as "POST /v1/something".'

@@ -61,6 +61,10 @@ class Edge:
             return "waiting for the catalogue of lifecycle"
         return "" if self.session.connected else "waiting for admission"
 
+    def refused(self, failure: Failure) -> None:
+        """A request ended before it was one."""
+        self.metrics.refused(failure.code)()
+
     def gauges(self) -> dict[str, float]:
         """Numbers for the metrics, as they are now."""
         return {

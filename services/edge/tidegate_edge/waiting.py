@@ -32,7 +32,7 @@ class Waiting:
         self._task = asyncio.create_task(self._comment())
 
     async def _comment(self) -> None:
-        await self._answer.start_events(self._own)
+        self._answer.start_events(self._own)
         while not self._stopping:
             await self._answer.more(f": {self._describe()}\n\n".encode())
             if self._stopping:

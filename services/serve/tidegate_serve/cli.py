@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from tidegate_serve import commands as operators
 
-_NEEDS = {"edge": "granian", "admission": "grpc", "lifecycle": "httpx"}
+_NEEDS = {"edge": "httptools", "admission": "grpc", "lifecycle": "httpx"}
 """A module of each service's own dependencies, to say what to install when it is missing."""
 
 
