@@ -31,8 +31,8 @@ COMPLETION = (
 
 
 _EVENT = (
-    b'data: {"id":"cmpl-1","object":"chat.completion.chunk","created":1,"model":"bench","choices":[{"index":0,'
-    b'"delta":{"content":"@%.6f "},"finish_reason":null}]}\n\n'
+    b'data: {"id":"cmpl-1","object":"chat.completion.chunk","created":1,"model":"bench","choices":['
+    b'{"index":0,"delta":{"content":"@%.6f "},"finish_reason":null}]}\n\n'
 )
 
 

@@ -1,1 +1,1 @@
-"""tidegate beside other gateways: `make bench-peers`. Each is one process on one core, before one upstream."""
+"""tidegate beside other gateways: `make bench-peers`. Each has one core, and all have one upstream."""

@@ -1,4 +1,4 @@
-"""How each gateway is started and asked, and what its processes use. Each is one process group on one core."""
+"""How each gateway is started and asked, and what its processes use. Each has one core."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ class Upstreams:
             started("emitter", [sys.executable, "-m", "bench.upstream", "--port", port], cores.rest)
         )
         for url in (self.answers, self.streams):
-            wait_for(lambda url=url: _answers(url + "/health"), f"{url} answers")
+            wait_for(partial(_answers, url + "/health"), f"{url} answers")
 
     def of(self, model: str) -> str:
         """Where a model is served."""
@@ -145,7 +146,7 @@ def start(name: str, stack: ExitStack, upstreams: Upstreams, cores: Cores) -> Ta
     target = _STARTERS[name](stack, upstreams, cores)
     for model in (ANSWERS, STREAMS):
         url = target.urls[model] + "/v1/chat/completions"
-        asked = lambda url=url, model=model: _asked(target, url, model)  # noqa: E731 - bound here
+        asked = partial(_asked, target, url, model)
         try:
             wait_for(asked, f"{name} answers", _PATIENCE)
         except AssertionError as error:
@@ -191,7 +192,7 @@ def _start_haproxy(stack: ExitStack, upstreams: Upstreams, cores: Cores) -> Targ
 
 
 def _router(name: str, program: list[str]) -> Callable[[ExitStack, Upstreams, Cores], Target]:
-    """A router of the vLLM or SGLang project: one process has one set of servers, so there is one for each."""
+    """A router of the vLLM or SGLang project: a process has one set of servers, so there is one for each."""
 
     def begin(stack: ExitStack, upstreams: Upstreams, cores: Cores) -> Target:
         peer = install(name)
@@ -282,12 +283,12 @@ def tidegate(stack: ExitStack, upstreams: Upstreams, cores: Cores, **sections: A
         wait_for(lambda: one.chat(ANSWERS).status_code == 200, "a model is ready", _PATIENCE)
     except AssertionError as error:
         raise Missing(f"tidegate doesn't start: {error}") from None
+    processes: dict[str, Callable[[], list[int]]] = {}
     for service in SERVICES:
-        for pid in one.pids(f"tidegate_{service}"):
+        pids = one.pids(f"tidegate_{service}")
+        processes[service] = partial(list, pids)
+        for pid in pids:
             machine.pin(pid, set(cores.gateway if service == "edge" else cores.rest))
-    processes = {
-        service: (lambda pids=tuple(one.pids(f"tidegate_{service}")): list(pids)) for service in SERVICES
-    }
     return Target("tidegate", "", dict.fromkeys(slots, one.url), processes), one
 
 
@@ -321,7 +322,8 @@ def _nginx(name: str, servers: str) -> Path:
     path.write_text(
         f"daemon off;\nworker_processes 1;\nworker_rlimit_nofile 16000;\npid {RUN}/{name}.pid;\n"
         f"error_log {RUN}/{name}.err;\nevents {{ worker_connections 8000; }}\n"
-        f"http {{ access_log off; keepalive_requests 1000000000; keepalive_timeout 600s; {paths}\n{servers}\n}}\n"
+        f"http {{ access_log off; keepalive_requests 1000000000; keepalive_timeout 600s;\n"
+        f"{paths}\n{servers}\n}}\n"
     )
     return path
 

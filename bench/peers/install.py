@@ -1,10 +1,11 @@
 """The peers, each in an environment of its own under `bench/out/peers`; nothing of the system is changed.
 
-Debian packages are unpacked there with what they need and the system lacks, unless they are installed already.
+Debian packages are unpacked there, with what they need and the system lacks, unless they are installed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 OUT = ROOT / "bench" / "out" / "peers"
 PYTHON = {"vllm-router": "vllm-router==0.1.17", "sglang-router": "sglang-router==0.3.2",
           "litellm": "litellm[proxy]==1.106.0"}  # fmt: skip
-NODE = {"portkey": "@portkey-ai/gateway@1.15.2"}
+NODE = {"portkey": {"dependencies": {"@portkey-ai/gateway": "1.15.2"},
+                    "overrides": {"@hono/node-server": "1.13.8"}}}  # fmt: skip
+"""Packages: Portkey fails with every stream under the newest of the servers that it allows."""
 DEBIAN = ("nginx", "haproxy", "wrk")
 _VERSION = re.compile(r"\d+(?:\.\d+)+")
 _LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu",
@@ -62,16 +65,17 @@ def _python(name: str, wanted: str) -> Peer:
     return Peer(folder, wanted.partition("==")[2], {})
 
 
-def _node(name: str, wanted: str) -> Peer:
+def _node(name: str, package: dict[str, dict[str, str]]) -> Peer:
     if shutil.which("npm") is None or shutil.which("node") is None:
         raise Missing(f"{name} needs node and npm")
-    folder = OUT / name
+    folder, wanted = OUT / name, json.dumps(package)
     if not _is_done(folder, wanted):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        _run(["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), wanted])
+        (folder / "package.json").write_text(wanted)
+        _run(["npm", "install", "--no-audit", "--no-fund"], cwd=folder)
         (folder / ".done").write_text(wanted)
-    return Peer(folder, wanted.rpartition("@")[2], {})
+    return Peer(folder, next(iter(package["dependencies"].values())), {})
 
 
 def _debian(name: str) -> Peer:
@@ -117,9 +121,7 @@ def _is_done(folder: Path, wanted: str) -> bool:
 
 def _run(command: list[str], cwd: Path | None = None) -> str:
     print(f"installing: {' '.join(command)}", flush=True)
-    done = subprocess.run(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=_PATIENCE
-    )
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_PATIENCE)
     if done.returncode:
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
     return done.stdout

@@ -1,4 +1,4 @@
-"""What is asked of a gateway: whole answers by wrk, streams by `bench.peers.streams`; and what it used for it."""
+"""What is asked of a gateway: whole answers by wrk, streams by `bench.peers.streams`; and what it used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of a run, as Markdown: medians over its rounds, the targets, and what wasn't measured and why."""
+"""The tables of a run, as Markdown: medians over its rounds, targets, and what wasn't measured and why."""
 
 from __future__ import annotations
 
@@ -18,6 +18,31 @@ PAGE = ROOT / "bench" / "peers.md"
 RIVAL = "vllm-router"
 KIB = 40
 """KiB that a stream, or a waiting connection, may take."""
+_HEAD = """# tidegate beside its peers
+
+Made by `make bench-peers` on {day} at {commit}, in {minutes:.0f} minutes. {cores} cores, {processor},
+Python {python}, load average before {load:.1f}; {rounds} rounds of {seconds} s, of {longer:g} s for
+streams. {versions}.
+
+One run, one machine, one upstream. Each gateway is pinned to one core (`taskset`); all that isn't a gateway
+shares the other: nginx, which gives everybody the same completion of 300 bytes; for streams a server that
+writes its time into every chunk, 50 chunks a second for each stream; the load (`wrk`, for streams a client
+of our own); and of tidegate admission and lifecycle. **Admission is on**: each of tidegate's requests is a
+ticket and a lease. All gateways are up the whole time and measured in turn, round by round; a cell is the
+median of its rounds, ± half of the way from the least to the most. Nobody logs single requests, and nobody
+traces but where it says so.
+"""
+_REQUESTS = """
+Columns are by connections. Latency is what a gateway adds to the direct call of the same run, whose own
+stands in its row. Requests per second of processor time count what the gateway's processes used, in the
+kernel too; of tidegate the edge's alone, and in the row below it that of all three services.
+"""
+_STREAMS = """
+Delay is from the upstream's write of a chunk to its arrival at the client. Time to the first token is at
+one connection: what a gateway adds to the direct call. Memory is the growth of the gateway's resident
+memory in the first round. The upstream took {emitter:.2f} of the other core for the direct streams, the
+client {client:.2f}. Who can't carry 500 streams got fewer.
+"""
 _OTHERS = ("admission", "lifecycle")
 
 
@@ -48,10 +73,11 @@ class Found:
     def added(self, scenario: str, name: str, quantile: str) -> float:
         """Seconds more than the direct call took."""
 
-        def of(figures: Figures) -> float:
-            return float(figures[quantile])
+        return self.median(scenario, name, _of(quantile)) - self.median(scenario, "direct", _of(quantile))
 
-        return self.median(scenario, name, of) - self.median(scenario, "direct", of)
+
+def _of(key: str) -> Callable[[Figures], float]:
+    return _of(key)
 
 
 def rate(figures: Figures) -> float:
@@ -71,18 +97,18 @@ def _all(figures: Figures) -> float:
 
 def per_core(of: Callable[[Figures], float] = _proper) -> Callable[[Figures], float]:
     """Requests by second of processor time."""
-    return lambda figures: figures["requests"] / of(figures)
+    return lambda figures: float(figures["requests"] / max(0.01, of(figures)))
 
 
 def per_chunks(of: Callable[[Figures], float] = _proper) -> Callable[[Figures], float]:
     """Processor seconds per 10,000 chunks."""
-    return lambda figures: of(figures) / figures["chunks"] * 10_000
+    return lambda figures: of(figures) / max(1, figures["chunks"]) * 10_000
 
 
 def _memory(figures: Figures) -> float:
     """KiB of the gateway proper, by stream or waiting connection."""
     parts = figures["memory"].items()
-    return sum(size for part, size in parts if part not in _OTHERS) / figures["count"] / 1024
+    return float(sum(size for part, size in parts if part not in _OTHERS) / figures["count"] / 1024)
 
 
 def first_memory(found: Found, scenario: str, name: str) -> float:
@@ -97,12 +123,12 @@ def first_memory(found: Found, scenario: str, name: str) -> float:
 def write(bench: Bench, whole: bool, taken: float, load: float) -> None:
     """Prints the page and writes it: a whole run's to `bench/peers.md`. `load`: average before the run."""
     found = Found(bench)
+    (OUT / "results.json").write_text(json.dumps({"found": bench.found, "failed": bench.failed}, indent=1))
     parts = [
         _head(bench, taken, load), _targets(found), _requests(bench, found), _streams(bench, found),
         _tidegate(bench, found), _missing(bench),
     ]  # fmt: skip
     page = "\n".join(part for part in parts if part)
-    (OUT / "results.json").write_text(json.dumps({"found": bench.found, "failed": bench.failed}, indent=1))
     path = PAGE if whole else OUT / PAGE.name
     path.write_text(page)
     print(f"\n{page}\nwritten: {path.relative_to(ROOT)}")
@@ -113,20 +139,19 @@ def _head(bench: Bench, taken: float, load: float) -> str:
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ).stdout.strip()
     versions = ", ".join(f"{one.name} {one.version}" for one in bench.targets if one.version)
-    return f"""# tidegate beside its peers
-
-Made by `make bench-peers` on {time.strftime("%Y-%m-%d", time.gmtime())} at {commit or "an unknown commit"}, in \
-{taken / 60:.0f} minutes: {os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}, load average \
-before {load:.1f}; {bench.rounds} rounds of {bench.seconds} s, {bench.seconds * 1.5:g} s for streams.
-{versions}.
-
-One run, one machine, one upstream. Each gateway is pinned to one core (`taskset`), and all that isn't a gateway shares \
-the other: nginx, which answers every request with the same 300-byte completion; for streams a server that writes \
-its time into every chunk, 50 chunks a second for each stream; the load (`wrk`, for streams a client of our own); and \
-of tidegate admission and lifecycle. **Admission is on**: each of tidegate's requests is a ticket and a lease. All \
-gateways are up the whole time and measured in turn, several rounds of it; a cell is the median of its rounds, ± half of \
-the way from the least to the most. Nobody logs single requests, and no traces are made but where it says so.
-"""
+    return _HEAD.format(
+        day=time.strftime("%Y-%m-%d", time.gmtime()),
+        commit=commit or "an unknown commit",
+        minutes=taken / 60,
+        cores=os.cpu_count(),
+        processor=_processor(),
+        python=platform.python_version(),
+        load=load,
+        rounds=bench.rounds,
+        seconds=bench.seconds,
+        longer=bench.seconds * 1.5,
+        versions=versions,
+    )
 
 
 def _requests(bench: Bench, found: Found) -> str:
@@ -143,9 +168,7 @@ def _requests(bench: Bench, found: Found) -> str:
             cells.append(_number(found, "requests 32", name, per_core()))
         else:
             cells += [
-                _ms(found.median(f"requests {n}", name, lambda figures: float(figures[q])))  # noqa: B023
-                for n in (1, 32)
-                for q in ("p50", "p99")
+                _ms(found.median(f"requests {n}", name, _of(q))) for n in (1, 32) for q in ("p50", "p99")
             ]
             cells.append("")
         cells.append(
@@ -155,12 +178,7 @@ def _requests(bench: Bench, found: Found) -> str:
         if name == "tidegate":
             both = _number(found, "requests 32", name, per_core(_all))
             rows.append(["tidegate, with admission's and lifecycle's processor time", *[""] * 7, both, ""])
-    return _table("Whole answers", head, rows) + (
-        f"\nColumns are by connections ({', '.join(map(str, LEVELS))}). Latency is what a gateway adds to the direct"
-        " call's of the same run, whose own stands in its row. Requests per second of processor time count what the"
-        " gateway's processes used, in the kernel too; of tidegate the edge alone, and in the next row all three"
-        " services.\n"
-    )
+    return _table("Whole answers", head, rows) + _REQUESTS
 
 
 def _streams(bench: Bench, found: Found) -> str:
@@ -175,15 +193,13 @@ def _streams(bench: Bench, found: Found) -> str:
             str(one.streams),
             _number(found, "streams", name, lambda figures: figures["chunks"] / figures["seconds"]),
             _number(found, "streams", name, per_chunks(), 2) if one.processes else "",
-            *(_ms(found.median("streams", name, lambda figures: float(figures[q]))) for q in ("p50", "p99")),  # noqa: B023
+            *(_ms(found.median("streams", name, _of(q))) for q in ("p50", "p99")),
             _kib(first_memory(found, "streams", name)) if one.processes else "",
         ]
         if one.processes:
             cells += [_ms(found.added("first", name, q)) for q in ("p50", "p99")]
         else:
-            cells += [
-                _ms(found.median("first", name, lambda figures: float(figures[q]))) for q in ("p50", "p99")
-            ]  # noqa: B023
+            cells += [_ms(found.median("first", name, _of(q))) for q in ("p50", "p99")]
         cells.append(str(sum(figures["failed"] for figures in found.rounds("streams", name))))
         rows.append([_bold(name), *cells])
         if name == "tidegate":
@@ -191,14 +207,9 @@ def _streams(bench: Bench, found: Found) -> str:
             rows.append(
                 ["tidegate, with admission's and lifecycle's processor time", "", "", both, *[""] * 6]
             )
-    emitter = found.median("streams", "direct", lambda figures: float(figures["emitter"]))
-    client = found.median("streams", "direct", lambda figures: float(figures["client"]))
-    return _table("Streams", head, rows) + (
-        "\nDelay is from the upstream's write of a chunk to its arrival at the client; time to the first token is at"
-        " one connection, what a gateway adds to the direct call's. Memory is the growth of the gateway's resident"
-        f" memory in its first round. Upstream and client of the direct streams took {emitter:.2f} and {client:.2f} of"
-        " their core. Gateways that can't carry as many streams got fewer.\n"
-    )
+    emitter = found.median("streams", "direct", _of("emitter"))
+    client = found.median("streams", "direct", _of("client"))
+    return _table("Streams", head, rows) + _STREAMS.format(emitter=emitter, client=client)
 
 
 def _tidegate(bench: Bench, found: Found) -> str:
@@ -244,12 +255,10 @@ def _judged(found: Found) -> Iterable[list[str]]:
         ours, theirs = (found.median("streams", name, per_chunks()) for name in ("tidegate", RIVAL))
         text = f"{ours:.2f} s to {theirs:.2f} s, {ours / theirs:.2f} ×"
         yield _row(f"processor time per 10,000 chunks ≤ 1.15 × {RIVAL}'s", text, ours <= 1.15 * theirs)
-        ours, theirs = (
-            found.median("streams", name, lambda one: float(one["p99"])) for name in ("tidegate", RIVAL)
-        )
+        ours, theirs = (found.median("streams", name, _of("p99")) for name in ("tidegate", RIVAL))
         yield _row(f"chunk delay p99 ≤ {RIVAL}'s", f"{_ms(ours)} to {_ms(theirs)}", ours <= theirs)
     if found.has("streams", "tidegate"):
-        delay = found.median("streams", "tidegate", lambda one: float(one["p99"]))
+        delay = found.median("streams", "tidegate", _of("p99"))
         yield _row("chunk delay p99 ≤ 20 ms, 500 streams of 50 chunks/s", _ms(delay), delay <= 0.02)
         memory = first_memory(found, "streams", "tidegate")
         yield _row(f"memory of a stream ≤ {KIB} KiB", _kib(memory), memory <= KIB)

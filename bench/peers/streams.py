@@ -1,4 +1,4 @@
-"""Streams as clients see them, in a process of its own: `python -m bench.peers.streams`, its plan on the input.
+"""Streams as clients see them, in a process of its own: `python -m bench.peers.streams`, a plan on its input.
 
 many   `count` streams at once; says `steady` when all have begun, `over` after `seconds`, and what came
        in between
@@ -9,6 +9,7 @@ hold   `count` requests that are only waited on; says `open` when all are out, e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import sys
@@ -74,10 +75,8 @@ class Many:
         """Opens them, waits until they are steady, and looks at them for a while."""
         message = _message(plan)
         streams = await _open(plan, lambda: _Stream(message, self))
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all.wait(), _PATIENCE)
-        except TimeoutError:
-            pass
         await asyncio.sleep(_REST)
         _say("steady")
         began, used, self.keeping = time.monotonic(), time.process_time(), True
