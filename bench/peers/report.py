@@ -77,7 +77,7 @@ class Found:
 
 
 def _of(key: str) -> Callable[[Figures], float]:
-    return _of(key)
+    return lambda figures: float(figures[key])
 
 
 def rate(figures: Figures) -> float:
