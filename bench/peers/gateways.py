@@ -27,6 +27,7 @@ RUN = OUT / "run"
 """Configuration and log of each process."""
 _PATIENCE = 90.0
 """Seconds until a gateway must answer."""
+Starter = Callable[[ExitStack, "Upstreams", "Cores"], "Target"]
 _PORTKEY = "node_modules/@portkey-ai/gateway/build/start-server.js"
 
 
@@ -52,7 +53,7 @@ class Target:
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
     """By model: what else is said in a request's head."""
     streams: int = 500
-    """Streams at once that it is asked for."""
+    """Streams at once that it is asked for; 0 = none."""
     slow: bool = False
     """Measured in one round at the levels that it can hardly reach."""
 
@@ -144,7 +145,7 @@ def start(name: str, stack: ExitStack, upstreams: Upstreams, cores: Cores) -> Ta
     """Starts a gateway and waits until it answers. Raises Missing."""
     print(f"starting {name}", flush=True)
     target = _STARTERS[name](stack, upstreams, cores)
-    for model in (ANSWERS, STREAMS):
+    for model in target.urls.keys() - {SLOW}:
         url = target.urls[model] + "/v1/chat/completions"
         asked = partial(_asked, target, url, model)
         try:
@@ -191,23 +192,23 @@ def _start_haproxy(stack: ExitStack, upstreams: Upstreams, cores: Cores) -> Targ
     return Target("haproxy", peer.version, urls, {"gateway": lambda: children(leader)})
 
 
-def _router(name: str, program: list[str]) -> Callable[[ExitStack, Upstreams, Cores], Target]:
-    """A router of the vLLM or SGLang project: a process has one set of servers, so there is one for each."""
+def _router(peer: str, program: tuple[str, ...], *flags: str, suffix: str = "") -> Starter:
+    """A router of the vLLM or SGLang project: a process has one set of servers, so there is one for each.
+    With a suffix it is one with other flags, and for whole answers alone."""
+    name, models = peer + suffix, (ANSWERS,) if suffix else (ANSWERS, STREAMS)
 
     def begin(stack: ExitStack, upstreams: Upstreams, cores: Cores) -> Target:
-        peer = install(name)
-        urls, leaders = _two_urls(), []
+        installed = install(peer)
+        urls, leaders = {model: f"http://127.0.0.1:{free_port()}" for model in models}, []
         for model, url in urls.items():
             command = [
-                str(peer.path / "bin" / program[0]), *program[1:], "--worker-urls", upstreams.of(model),
-                "--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--policy", "round_robin",
-                "--prometheus-port", str(free_port()), "--log-level",
-                "warning" if name == "vllm-router" else "warn",
+                str(installed.path / "bin" / program[0]), *program[1:], "--worker-urls", upstreams.of(model),
+                "--host", "127.0.0.1", "--port", url.rpartition(":")[2],
+                "--prometheus-port", str(free_port()), *flags,
             ]  # fmt: skip
             leaders.append(stack.enter_context(started(f"{name}-{model}", command, cores.gateway)))
-        return Target(
-            name, peer.version, urls, {"gateway": lambda: [pid for one in leaders for pid in children(one)]}
-        )
+        processes = {"gateway": lambda: [pid for one in leaders for pid in children(one)]}
+        return Target(name, installed.version, urls, processes, streams=0 if suffix else 500)
 
     return begin
 
@@ -292,12 +293,20 @@ def tidegate(stack: ExitStack, upstreams: Upstreams, cores: Cores, **sections: A
     return Target("tidegate", "", dict.fromkeys(slots, one.url), processes), one
 
 
-_STARTERS: dict[str, Callable[[ExitStack, Upstreams, Cores], Target]] = {
+_VLLM = ("vllm-router",)
+_SGLANG = ("python", "-m", "sglang_router.launch_router")
+_STARTERS: dict[str, Starter] = {
     "direct": _direct,
     "nginx": _start_nginx,
     "haproxy": _start_haproxy,
-    "vllm-router": _router("vllm-router", ["vllm-router"]),
-    "sglang-router": _router("sglang-router", ["python", "-m", "sglang_router.launch_router"]),
+    "vllm-router": _router("vllm-router", _VLLM, "--log-level", "warning"),
+    "vllm-router-rr": _router(
+        "vllm-router", _VLLM, "--log-level", "warning", "--policy", "round_robin", suffix="-rr"
+    ),
+    "sglang-router": _router("sglang-router", _SGLANG, "--log-level", "warn"),
+    "sglang-router-rr": _router(
+        "sglang-router", _SGLANG, "--log-level", "warn", "--policy", "round_robin", suffix="-rr"
+    ),
     "tidegate": lambda stack, upstreams, cores: tidegate(stack, upstreams, cores)[0],
     "portkey": _start_portkey,
     "litellm": _start_litellm,

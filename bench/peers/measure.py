@@ -41,6 +41,11 @@ class Bench:
         """Adds a round's figures."""
         self.found.setdefault(scenario, {}).setdefault(name, []).append(figures)
 
+    @property
+    def streaming(self) -> list[Target]:
+        """Those that are measured with streams."""
+        return [target for target in self.targets if target.streams]
+
     def turns(self, targets: list[Target] | None = None) -> Iterator[tuple[int, Target]]:
         """Every gateway once in each round; who comes first changes."""
         some = self.targets if targets is None else targets
@@ -77,7 +82,7 @@ def requests(bench: Bench) -> None:
 def first(bench: Bench) -> None:
     """Time to the first token."""
     print("time to the first token", flush=True)
-    for _, target in bench.turns():
+    for _, target in bench.turns(bench.streaming):
         bench.measure("first", target, lambda: load.first(target, bench.seconds, bench.cores))  # noqa: B023
 
 
@@ -86,7 +91,7 @@ def streams(bench: Bench) -> None:
     print("streams", flush=True)
     leader = bench.upstreams.emitter
     emitter = Target("emitter", "", {}, {"emitter": lambda: children(leader)})
-    for number, target in bench.turns():
+    for number, target in bench.turns(bench.streaming):
         if not (target.slow and number):
             bench.measure(
                 "streams",

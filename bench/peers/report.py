@@ -35,7 +35,9 @@ traces but where it says so.
 _REQUESTS = """
 Columns are by connections. Latency is what a gateway adds to the direct call of the same run, whose own
 stands in its row. Requests per second of processor time count what the gateway's processes used, in the
-kernel too; of tidegate the edge's alone, and in the row below it that of all three services.
+kernel too; of tidegate the edge's alone, and in the row below it that of all three services. The Rust
+routers choose by prompt unless told otherwise (`cache_aware`); `-rr` is the same with `--policy
+round_robin`, which reads no prompt.
 """
 _STREAMS = """
 Delay is from the upstream's write of a chunk to its arrival at the client. Time to the first token is at
@@ -187,7 +189,7 @@ def _streams(bench: Bench, found: Found) -> str:
     head = ["gateway", "streams", "chunks/s", "processor s per 10,000 chunks", "chunk delay p50", "p99",
             "memory of a stream", "first token added, p50", "p99", "broken"]  # fmt: skip
     rows = []
-    for one in bench.targets:
+    for one in bench.streaming:
         name = one.name
         cells = [
             str(one.streams),
@@ -244,6 +246,8 @@ def _judged(found: Found) -> Iterable[list[str]]:
         ours, theirs = (found.median(level, name, per_core()) for name in ("tidegate", RIVAL))
         both = found.median(level, "tidegate", per_core(_all))
         text = f"{ours:,.0f} ({both:,.0f} with admission's and lifecycle's) to {theirs:,.0f}"
+        if found.has(level, f"{RIVAL}-rr"):
+            text += f" ({found.median(level, RIVAL + '-rr', per_core()):,.0f} with round robin)"
         yield _row(f"requests per second of one core at 32 connections ≥ {RIVAL}'s", text, ours >= theirs)
     if found.has(level, "tidegate", "litellm"):
         ours, theirs = (found.median(level, name, per_core()) for name in ("tidegate", "litellm"))
