@@ -50,6 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _left_out(item: pytest.Item, config: pytest.Config) -> bool:
     if item.get_closest_marker("slow") and not config.getoption("--slow"):
         return True
+    if item.get_closest_marker("vllm") and not os.environ.get("TIDEGATE_TEST_VLLM"):
+        return True
     return item.get_closest_marker("gpu") is not None and shutil.which("nvidia-smi") is None
 
 

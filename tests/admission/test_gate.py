@@ -419,7 +419,8 @@ def test_a_refusing_supply_refuses_waiting_and_new_tickets_with_its_words() -> N
     target.supply(model(instance(), reason=Reason.MODEL_FAILED), CATALOG, True, 1.0)
     decisions = target.decide(1.0)
     assert decisions is not None
-    assert [(r.ticket.id[1], r.message, r.retry_after) for r in decisions.refusals] == [(2, "words", 3.0)]
+    assert [(r.ticket.id[1], r.message) for r in decisions.refusals] == [(2, "words")]
+    assert 3.0 <= decisions.refusals[0].retry_after <= 3.6  # spread, so that not all come back at once
     refusal = target.offer(Ticket(("s", 4), "m", 1.0), 1.0)
     assert refusal is not None
     assert refusal.reason is Reason.MODEL_FAILED
@@ -463,6 +464,22 @@ def test_a_failed_instance_is_used_again_when_there_is_no_other() -> None:
     target.move(ticket, "i1", Outcome.CONNECT_FAILED, 2, 6.0)
     target.supply(model(instance()), CATALOG, True, 7.0)
     assert granted(target, 7.0) == [1]
+
+
+def test_who_failed_on_an_instance_is_kept_away_from_it_for_the_time_he_asks_for() -> None:
+    """Also when there is no other one and supply has confirmed it; it serves others meanwhile."""
+    target = gate(1)
+    ticket = offer(target, 1)
+    granted(target)
+    other = offer(target, 2)
+    target.move(ticket, "i1", Outcome.CONNECT_FAILED, 1, 0.0, 1.5)
+    target.supply(model(instance()), CATALOG, True, 0.5)
+    assert granted(target, 0.5) == [2]
+    target.done(other, Outcome.OK, 0.6)
+    assert granted(target, 1.4) == []
+    target.shift(1.0)
+    assert granted(target, 2.4) == []
+    assert granted(target, 2.5) == [1]
 
 
 def test_an_illegal_step_raises_and_changes_nothing() -> None:

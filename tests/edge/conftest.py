@@ -49,6 +49,20 @@ class Bench:
 Make = Callable[..., Awaitable[Bench]]
 
 
+@contextlib.asynccontextmanager
+async def standing(folder: Path, server: ModelServer, **edge: Any) -> AsyncIterator[Bench]:
+    """One edge for many tests, before `server` unless `admission.address` says otherwise."""
+    async with contextlib.AsyncExitStack() as stack:
+        admission, lifecycle, address = await stack.enter_async_context(control())
+        await stack.enter_async_context(server.running())
+        admission.address = server.url
+        process = await EdgeProcess(folder, address, **edge).start()
+        stack.push_async_callback(process.kill)
+        yield Bench(admission, lifecycle, server, process, stack)
+        assert not [line for line in process.lines() if "exception" in line]
+        assert admission.twice == 0
+
+
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Make]:
     """Makes one: `await bench(script, **edge settings)`."""

@@ -32,6 +32,7 @@ class Admission(admission_pb2_grpc.AdmissionServiceServicer):
         self.holding = False
         """Tickets wait until `grant` is called."""
         self.refusal: ad.Refusal | None = None
+        self.queue = QUEUE
         self.rates: ad.RateState | None = None
         """What is left of the tenant's rates, told with each grant."""
         self.acquired: list[ad.Acquire] = []
@@ -87,13 +88,14 @@ class Admission(admission_pb2_grpc.AdmissionServiceServicer):
             self.done[operation.done.n] = operation.done
         else:
             self.moves.append(operation.move)
-            self.grant(operation.move.n, operation.move.moves)
+            if not self.holding:
+                self.grant(operation.move.n, operation.move.moves)
 
     def say(self, answer: ad.Answer) -> None:
         self._out.put_nowait(answer)
 
     def grant(self, n: int, moves: int = 0, instance: str = "node/m/1") -> None:
-        grant = ad.Grant(n=n, moves=moves, instance_id=instance, address=self.address, queue=QUEUE)
+        grant = ad.Grant(n=n, moves=moves, instance_id=instance, address=self.address, queue=self.queue)
         if self.rates is not None:
             grant.rates.CopyFrom(self.rates)
         self.say(ad.Answer(grant=grant))
@@ -139,11 +141,12 @@ class Lifecycle(lifecycle_pb2_grpc.LifecycleServiceServicer):
 
 
 @contextlib.asynccontextmanager
-async def control() -> AsyncIterator[tuple[Admission, Lifecycle, str]]:
+async def control(
+    kinds: tuple[Any, Any] = (Admission, Lifecycle),
+) -> AsyncIterator[tuple[Any, Any, str]]:
     """Both services on one port."""
     # The contract's other methods answer UNIMPLEMENTED, as the generated base classes do.
-    admission = Admission()  # type: ignore[abstract]
-    lifecycle = Lifecycle()  # type: ignore[abstract]
+    admission, lifecycle = kinds[0](), kinds[1]()
     server = grpc.aio.server()
     admission_pb2_grpc.add_AdmissionServiceServicer_to_server(admission, server)
     lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server(lifecycle, server)
@@ -407,7 +410,7 @@ class Client:
                 while piece := await self.piece():
                     answer.body += piece
             else:
-                length = int(answer.header("content-length") or 0)
+                length = int(answer.header("content-length") or 0) if answer.status != 304 else 0
                 while len(answer.body) < length:
                     piece = await asyncio.wait_for(self.reader.read(length - len(answer.body)), 15)
                     if not piece:

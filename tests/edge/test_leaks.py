@@ -7,6 +7,7 @@ import contextlib
 import gc
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from tests.edge.fakes import Admission, Connection, ModelServer, Script, control
 from tests.support.inside import Request
 from tests.support.until import until
 from tidegate.admission.v1 import admission_pb2 as ad
+from tidegate_chassis.keyfile import KeyFile
 from tidegate_edge.app import App
 from tidegate_edge.catalog import Catalog
+from tidegate_edge.guard import Guard
 from tidegate_edge.relay import Relay
 from tidegate_edge.request import Body
 from tidegate_edge.session import Session
@@ -36,10 +39,11 @@ async def application(
         settings = EdgeSettings().model_copy(update=changed)
         session, catalog, upstream = Session(address, 600), Catalog(address), Upstream(1.0)
         edge, status = Edge(settings, session, catalog, upstream), Status(address, address)
+        guard = Guard(settings, Path("no keys"), KeyFile(exists=False))
         links = [asyncio.create_task(session.run()), asyncio.create_task(catalog.run())]
         try:
             await until(lambda: not edge.ready(), "the edge is ready")
-            yield App(edge, status), edge, admission, server
+            yield App(edge, status, guard), edge, admission, server
         finally:
             for link in links:
                 link.cancel()
@@ -159,6 +163,29 @@ async def test_a_model_server_that_never_answers_is_a_504() -> None:
         assert await admission.outcome() == "TIMEOUT"
         await asyncio.wait_for(server.connections[0].closed.wait(), 5)
         assert len(server.connections) == 1
+
+
+async def test_a_stream_may_last_longer_than_every_limit() -> None:
+    """Limits are for silences: what keeps coming, and is taken, goes on for as long as it likes."""
+    limit = 0.25
+    clock = asyncio.get_running_loop().time
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.begin_events()
+        end = clock() + 4 * limit
+        while clock() < end:
+            await connection.chunk(b": still here\n\n")
+            await asyncio.sleep(limit / 10)
+        await connection.chunk(b"data: [DONE]\n\n")
+        await connection.say(b"0\r\n\r\n")
+
+    limits = dict.fromkeys(("response_timeout", "stream_idle_timeout", "write_timeout"), limit)
+    async with application(script, **limits) as (app, _, admission, _):
+        request = Request(app, b'{"model":"small","stream":true}')
+        await asyncio.wait_for(request.task, 10)
+        assert request.said.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert await admission.outcome() == "OK"
 
 
 async def test_an_error_of_our_own_gives_the_slot_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,18 @@ def test_a_stream_without_usage_is_counted() -> None:
     assert read(b": queued") == UNKNOWN
 
 
+@pytest.mark.parametrize("choices", [1, 3])
+@pytest.mark.parametrize("content", ['""', "null"])
+def test_events_without_a_token_are_not_counted(choices: int, content: str) -> None:
+    """In chat each choice begins with an event that only names the role; keep-alives are comments."""
+    role = b'data: {"choices":[{"delta":{"role":"assistant","content":%s}}]}\n\n' % content.encode()
+    tail = Tail()
+    for chunk in [role] * choices + [b": keep-alive\n\n", text(20), b": keep-alive\n\n", DONE]:
+        tail.feed(chunk)
+    assert tail.tokens(True, PROMPT) == Tokens(PROMPT, 20, True)
+    assert read(role.replace(content.encode(), b'"x"') * 20) == Tokens(PROMPT, 20, True)
+
+
 def messages(deltas: int, end: bool) -> bytes:
     """A stream of /v1/messages: it tells the prompt's tokens first, the answer's last."""
     start = b'event: message_start\ndata: {"message":{"usage":{"input_tokens":12,"output_tokens":0}}}\n\n'

@@ -179,18 +179,14 @@ class Relay:
             wants_progress=client.number % 4 == 0,
         )
         self.ticket.on_lost(lambda reason: self.interrupt(f"lost: {reason}"))
-        failed, not_before = "", 0.0
         for left in range(ATTEMPTS - 1, -1, -1):
             grant = await self.ticket.granted()
             client.granted = client.granted or edge.world.now
-            if grant.instance_id == failed and edge.loop.time() < not_before:
-                await asyncio.sleep(not_before - edge.loop.time())
             server = edge.world.machine.at(grant.address)
             if server is not None:
                 return await self._relay(server)
             if left:
-                failed, not_before = grant.instance_id, edge.loop.time() + RETRY_DELAY
-                self.ticket.move(grant.instance_id, Outcome.CONNECT_FAILED)
+                self.ticket.move(grant.instance_id, Outcome.CONNECT_FAILED, RETRY_DELAY)
         return Outcome.CONNECT_FAILED, "no connection"
 
     async def _relay(self, server: ModelServer) -> tuple[Outcome, str]:

@@ -162,7 +162,7 @@ class Transport(asyncio.Transport):
         while self._unread and self._reading and not self._closing:
             item = self._unread.popleft()
             if isinstance(item, bytes):
-                self.protocol.data_received(item)
+                _deliver(self.protocol, item)
                 self.peer._resume()
             elif isinstance(item, Exception):
                 self._closing = True
@@ -175,3 +175,16 @@ class Transport(asyncio.Transport):
             self._paused = False
             if not self._closing:
                 self._loop.call_soon(cast(Any, self.protocol).resume_writing)
+
+
+def _deliver(protocol: asyncio.BaseProtocol, data: bytes) -> None:
+    """As asyncio's transports do for either kind of protocol."""
+    if not isinstance(protocol, asyncio.BufferedProtocol):
+        cast(asyncio.Protocol, protocol).data_received(data)
+        return
+    while data:
+        room = memoryview(cast(Any, protocol.get_buffer(len(data))))
+        size = min(len(room), len(data))
+        room[:size] = data[:size]
+        protocol.buffer_updated(size)
+        data = data[size:]

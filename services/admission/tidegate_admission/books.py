@@ -142,13 +142,22 @@ class Books:
         if session.outbox is not None:
             session.outbox.lost(loss.ticket.id[1], loss.reason)
 
-    def move(self, session: Session, n: int, not_instance: str, outcome: int, moves: int, now: float) -> None:
+    def move(
+        self,
+        session: Session,
+        n: int,
+        not_instance: str,
+        outcome: int,
+        moves: int,
+        now: float,
+        delay: float = 0.0,
+    ) -> None:
         """Gives a lease back and queues its ticket again, away from an instance."""
         ticket = session.leases.pop(n, None) or session.tickets.get(n)
         if ticket is None:
             self.unknown_ids += 1
             return
-        self.gates[ticket.model].move(ticket, not_instance, outcome, moves, now)
+        self.gates[ticket.model].move(ticket, not_instance, outcome, moves, now, delay)
         session.tickets[n] = ticket
         self.dirty[ticket.model] = True
 

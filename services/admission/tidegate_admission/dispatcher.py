@@ -86,9 +86,19 @@ class Dispatcher:
         self.gates[ticket.model].done(ticket, outcome, now)
         self.books.dirty[ticket.model] = True
 
-    def move(self, session: Session, n: int, not_instance: str, outcome: int, moves: int, now: float) -> None:
-        """Gives a lease back and queues its ticket again, away from an instance."""
-        self.books.move(session, n, not_instance, outcome, moves, now)
+    def move(
+        self,
+        session: Session,
+        n: int,
+        not_instance: str,
+        outcome: int,
+        moves: int,
+        now: float,
+        delay: float = 0.0,
+    ) -> None:
+        """Gives a lease back and queues its ticket again, away from an instance; for `delay` seconds it isn't
+        granted that one, even if there is no other."""
+        self.books.move(session, n, not_instance, outcome, moves, now, delay)
 
     # --- sessions --------------------------------------------------------------------------------------
 

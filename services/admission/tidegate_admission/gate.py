@@ -37,8 +37,6 @@ from tidegate_admission.turns import Turns
 CONNECT_FAILED_HOLD = 5.0
 """Seconds without grants on an instance that couldn't be connected to, unless supply confirms it before."""
 
-_ANYWHERE: frozenset[str] = frozenset()
-
 
 @dataclass(slots=True)
 class Decisions:
@@ -161,13 +159,18 @@ class Gate:
             self._leave(ticket, waiting)
         ticket.become(Phase.ENDED)
 
-    def move(self, ticket: Ticket, not_instance: str, outcome: int, moves: int, now: float) -> None:
+    def move(
+        self, ticket: Ticket, not_instance: str, outcome: int, moves: int, now: float, delay: float = 0.0
+    ) -> None:
         """Gives a lease back and lets its ticket wait again, at the head; a waiting one is only moved up.
 
-        It isn't granted `not_instance` again while another one may come.
+        It isn't granted `not_instance` again while another one may come, nor for `delay` seconds.
         """
         if ticket.phase is Phase.LEASED:
             self._release(ticket, outcome, now)
+            slot = self.slots.get(not_instance)
+            if slot is not None:
+                slot.avoided_until = max(slot.avoided_until, now + delay)
             self.tally.moved += 1
             ticket.moves = max(moves, ticket.moves)
             ticket.excluded |= {not_instance} if not_instance else set()
@@ -263,6 +266,7 @@ class Gate:
         self._clock.shift(gap)
         for slot in self.slots.values():
             slot.held_until += gap
+            slot.avoided_until += gap
 
     def sample(self, now: float) -> None:
         """Once a second: the arrival rate, as a mean over about a minute; the pace of the queue; and while
@@ -315,7 +319,7 @@ class Gate:
     def _room(self, excluded: frozenset[str], now: float) -> Slot | None:
         """The instance with the most free slots; None when none has any."""
         if excluded:
-            excluded = self._avoidable(excluded)
+            excluded = self._avoidable(excluded, now)
         best, most = None, 0
         for slot in self.slots.values():
             free = slot.effective(now, self.guarded) - len(slot.leases)
@@ -323,15 +327,17 @@ class Gate:
                 best, most = slot, free
         return best
 
-    def _avoidable(self, excluded: frozenset[str]) -> frozenset[str]:
-        """What is excluded, while another instance may serve; otherwise a failed one is better than none."""
+    def _avoidable(self, excluded: frozenset[str], now: float) -> frozenset[str]:
+        """What is excluded, while another instance may serve; otherwise a failed one is better than none,
+        after the time that whoever failed there has asked for."""
         if any(slot.id not in excluded and slot.state in MAY_SERVE for slot in self.slots.values()):
             return excluded
-        return _ANYWHERE
+        slots = [self.slots[name] for name in excluded if name in self.slots]
+        return frozenset(slot.id for slot in slots if slot.avoided_until > now)
 
     def _same_again(self, ticket: Ticket, now: float) -> Slot | None:
         slot = self.slots.get(self._affinities.of(ticket))
-        if slot is None or slot.id in self._avoidable(ticket.excluded):
+        if slot is None or slot.id in self._avoidable(ticket.excluded, now):
             return None
         return slot if slot.effective(now, self.guarded) > len(slot.leases) else None
 
@@ -403,7 +409,8 @@ class Gate:
         why = self.refusal
         assert why is not None
         assert why.reason is not None
-        return self._refuse(ticket, why.reason, why.message, why.retry_after, TicketEnd.REFUSED)
+        retry = estimate.retry_after(why.retry_after, self._chance()) if why.retry_after else 0.0
+        return self._refuse(ticket, why.reason, why.message, retry, TicketEnd.REFUSED)
 
     def _unreachable(self, ticket: Ticket, now: float) -> Refusal:
         """The model will be ready too late for this caller, who is expected back."""

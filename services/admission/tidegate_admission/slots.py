@@ -12,6 +12,7 @@ class Slot:
 
     __slots__ = (
         "address",
+        "avoided_until",
         "grants",
         "held_until",
         "id",
@@ -39,6 +40,8 @@ class Slot:
         """Supply has named it; else it is only known from a lease that a session stated."""
         self.held_until = 0.0
         """No grants before: somebody couldn't connect to it."""
+        self.avoided_until = 0.0
+        """No grants before to those who couldn't connect to it."""
         self.leases: dict[Id, Ticket] = {}
         self.grants = 0
         """Grants made on it by this process, for lifecycle's last-use stamps."""

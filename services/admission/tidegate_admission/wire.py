@@ -84,7 +84,8 @@ def operations(dispatcher: Dispatcher, session: Session, message: pb.Operations,
             dispatcher.done(session, done.n, done.outcome or Outcome.OK, now, used)
         elif verb == "move":
             move = operation.move
-            dispatcher.move(session, move.n, move.not_instance_id, move.outcome, move.moves, now)
+            delay = move.delay_ms / 1000
+            dispatcher.move(session, move.n, move.not_instance_id, move.outcome, move.moves, now, delay)
     dispatcher.settle(now)
 
 

@@ -1,7 +1,8 @@
 """One connection to a model server: a request goes out, its response is parsed as it comes.
 
-asyncio's protocol, httptools' parser, and no task: what comes in is handled in `data_received`, and whoever
-waits is woken. A parser serves one response, so that nothing of one can reach the next.
+asyncio's protocol, httptools' parser, and no task: what comes in is handled as it comes, and whoever waits is
+woken. A parser serves one response, so that nothing of one can reach the next. What two readers could
+understand differently is no answer (`Broken`), however its bytes were cut into pieces on their way.
 """
 
 from __future__ import annotations
@@ -14,13 +15,22 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 Headers = list[tuple[bytes, bytes]]
 
-_UNREAD = 256 * 1024
-"""Bytes of a body after which the connection isn't read until they are taken: a slow client's share."""
+INCOMING = 32 * 1024
+"""Bytes that are read from a connection at a time; all connections share one buffer of that size."""
+_UNREAD = 32 * 1024
+"""Bytes of a body after which the connection isn't read until they are taken. With what is read at a time, it
+is what lies here of an answer whose client takes nothing."""
+_PER_PIECE = 64
+"""Bytes that a piece of a body costs beside its own."""
+_PIECES = 64
+"""Pieces of a body that are kept apart: many small ones are put together."""
 _PIECE = 256 * 1024
 """Longer bodies are written in pieces, so that a slow server doesn't get all of it into our buffers."""
 _LONGEST_HEAD = 64 * 1024
+"""Bytes of a head, interim answers included; and without a body's byte among them (extensions, trailers)."""
 _BODILESS = frozenset((204, 304))
 _VERSIONS = frozenset(("1.0", "1.1"))
+_FIRST = ord("H")
 
 
 class ConnectFailed(Exception):
@@ -35,8 +45,8 @@ class Reply:
     """A response whose head has come. Its `on_...` methods but `on_end` are for the parser."""
 
     __slots__ = (
-        "_bodiless", "_connection", "_failure", "_head_size", "_interim", "_on_end", "_pieces", "_waiter",
-        "answered", "complete", "ended", "headed", "headers", "keep", "open_ended", "reused", "status",
+        "_bodiless", "_connection", "_failure", "_interim", "_on_end", "_pieces", "_waiter", "answered",
+        "barren", "complete", "ended", "headed", "headers", "keep", "open_ended", "reused", "status",
         "unread",
     )  # fmt: skip
 
@@ -59,11 +69,12 @@ class Reply:
         self.keep = False
         """The server keeps the connection afterwards."""
         self.unread = 0
-        """Bytes of the body that have come and were not read."""
+        """What the part of the body costs that has come and was not read, in bytes."""
+        self.barren = 0
+        """Bytes since the last one of the head or the body."""
         self._connection = connection
         self._bodiless = bodiless
         self._interim = False
-        self._head_size = 0
         self._pieces: list[bytes] = []
         self._failure: ConnectFailed | Broken | None = None
         self._on_end: Callable[[], None] | None = None
@@ -135,56 +146,65 @@ class Reply:
             raise ValueError("bytes behind the end")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.headed:  # trailers are not passed on
-            return
-        self._head_size += len(name) + len(value) + 4
-        if self._head_size > _LONGEST_HEAD:
-            raise ValueError("the head is too long")
-        self.headers.append((name.lower(), value))
+        if not self.headed:  # trailers are not passed on
+            self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         status, self.keep = self._connection.state()
         if status == 101:
             raise ValueError("nobody asked for an upgrade")
+        if not 100 <= status < 600:
+            raise ValueError("no status of HTTP")
         self._interim = status < 200
         if self._interim:
             self.headers.clear()
-            self._head_size = 0
             return
         self.status = status
         codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
         if codings and codings != [b"chunked"]:
             raise ValueError("a transfer coding that nobody asked for")
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
         self._bodiless = self._bodiless or status in _BODILESS
-        length = any(name == b"content-length" for name, _ in self.headers)
+        if self._bodiless and (codings or int(length or 0)):
+            self.keep = False  # the body that it can't have may follow
         self.open_ended = not (codings or length or self._bodiless)
+        self.complete = self._bodiless  # the parser can't know of answers to HEAD that they have no body
         self.headed = True
 
     def on_body(self, data: bytes) -> None:
         if self._bodiless:
             raise ValueError("a body where none may be")
         self._pieces.append(data)
-        self.unread += len(data)
+        self.unread += len(data) + _PER_PIECE
+        self.barren = 0
 
     def on_message_complete(self) -> None:
         if not self._interim:
             self.complete = True
 
     def fed(self) -> None:
-        """The parser has taken what came. It can't know of answers to HEAD that they have no body."""
-        if self.headed and self._bodiless:
-            self.complete = True
+        """The parser has taken what came."""
+        if len(self._pieces) > _PIECES:
+            self._pieces = [b"".join(self._pieces)]
+            self.unread = len(self._pieces[0]) + _PER_PIECE
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One connection; at most one request is under way on it."""
 
     def __init__(
-        self, origin: str, free: Callable[[Connection], None], gone: Callable[[Connection], None]
+        self,
+        origin: str,
+        incoming: memoryview,
+        free: Callable[[Connection], None],
+        gone: Callable[[Connection], None],
     ) -> None:
-        """`free(self)`: ready for the next request. `gone(self)`: closed, whoever closed it."""
+        """`incoming`: where bytes are read into; they are used before the loop reads again, so that all
+        connections of a loop can share it. `free(self)`: ready for the next request. `gone(self)`: closed,
+        whoever closed it."""
         self.origin = origin
         """Scheme, host and port, as a URL."""
+        self._incoming = incoming
         self._free = free
         self._gone = gone
         self._transport: asyncio.Transport | None = None
@@ -195,6 +215,8 @@ class Connection(asyncio.Protocol):
         self._reading = self._writing = True
         self._used = False
         self.idle_since = 0.0
+        self.slots = 1
+        """Requests that its server takes at a time."""
 
     @property
     def open(self) -> bool:
@@ -231,6 +253,12 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def forget(self) -> None:
+        """Its server has gone: a request without the head of an answer fails now. Synchronous."""
+        reply = self._reply
+        if reply is not None and not reply.headed:
+            self._fail(reply, Broken("gone") if reply.answered else ConnectFailed("gone"))
+
     # What a reply says.
 
     def state(self) -> tuple[int, bool]:
@@ -256,15 +284,21 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
-    def data_received(self, data: bytes) -> None:
-        reply, parser = self._reply, self._parser
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._incoming
+
+    def buffer_updated(self, nbytes: int) -> None:
+        reply, parser, data = self._reply, self._parser, self._incoming[:nbytes]
+        if reply is None or not reply.answered:
+            data = _begun(data)
+            if not data:
+                return
         if reply is None or parser is None:
             self.abort()  # bytes that nobody asked for
             return
-        reply.answered = True
         try:
-            parser.feed_data(data)
-        except (HttpParserError, HttpParserUpgrade) as error:
+            self._feed(reply, parser, data)
+        except (HttpParserError, HttpParserUpgrade, ValueError) as error:
             if not reply.complete:
                 self._fail(reply, Broken(str(error.__context__ or error)))
                 return
@@ -273,13 +307,33 @@ class Connection(asyncio.Protocol):
         if reply.complete:
             self._finish(reply)
             return
-        if not reply.headed:
-            self._head_bytes += len(data)
-            if self._head_bytes > _LONGEST_HEAD:
-                self._fail(reply, Broken("the head is too long"))
-        elif reply.unread > _UNREAD and self._reading:
+        if reply.unread > _UNREAD and self._reading:
             self._read(False)
         reply.wake()
+
+    def _feed(self, reply: Reply, parser: HttpResponseParser, data: memoryview) -> None:
+        """Has the parser read what came. Raises the parser's errors and ValueError.
+
+        1. The parser takes other protocols, too: the first byte tells.
+        2. The head must end within its bound, counted exactly, whatever comes behind it in the same piece.
+        """
+        reply.barren += len(data)
+        if not reply.headed:
+            if not reply.answered:
+                reply.answered = True
+                if data[0] != _FIRST:  # 1
+                    raise ValueError("no HTTP")
+            room = _LONGEST_HEAD - self._head_bytes
+            self._head_bytes += len(data)
+            if len(data) >= room:  # 2
+                parser.feed_data(data[:room])
+                if not reply.headed:
+                    raise ValueError("the head is too long")
+                data = data[room:]
+            reply.barren = 0
+        parser.feed_data(data)
+        if reply.barren > _LONGEST_HEAD:
+            raise ValueError("too much that is no body")
 
     def eof_received(self) -> None:
         if self._reply is not None and self._reply.open_ended:
@@ -334,3 +388,8 @@ class Connection(asyncio.Protocol):
     def _fail(self, reply: Reply, failure: ConnectFailed | Broken) -> None:
         self.abort()
         reply.fail(failure)
+
+
+def _begun(data: memoryview) -> memoryview:
+    """What came, without line breaks before it: between answers they say nothing, as the parser has it."""
+    return data if data[0] == _FIRST else data[len(data) - len(bytes(data).lstrip(b"\r\n")) :]

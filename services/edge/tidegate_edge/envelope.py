@@ -25,6 +25,8 @@ class Kind:
     """Seconds for Retry-After when nobody knows better; 0 = none is sent unless the failure brings one."""
     close: bool = False
     """The connection is closed: what is left of the request on it can't be told from the next one."""
+    final: bool = False
+    """No retry can help, though clients' libraries try again after such a status."""
 
 
 _INVALID = "invalid_request_error"
@@ -40,6 +42,9 @@ KINDS: dict[str, Kind] = {
     "duplicate_model": Kind(400, _INVALID),
     "too_complex": Kind(400, _INVALID),
     "unsupported_encoding": Kind(400, _INVALID),
+    "invalid_request": Kind(400, _INVALID),
+    "invalid_api_key": Kind(401, _INVALID),
+    "permission_denied": Kind(403, _INVALID),
     "not_found": Kind(404, _INVALID),
     "model_not_found": Kind(404, _INVALID),
     "method_not_allowed": Kind(405, _INVALID),
@@ -50,8 +55,8 @@ KINDS: dict[str, Kind] = {
     "rate_limit_exceeded": Kind(429, "rate_limit_error", retry=5),
     "headers_too_large": Kind(431, _INVALID, close=True),
     "internal_error": Kind(500, "api_error"),
-    "not_implemented": Kind(501, _INVALID, close=True),
-    "http_version_not_supported": Kind(505, _INVALID, close=True),
+    "not_implemented": Kind(501, _INVALID, close=True, final=True),
+    "http_version_not_supported": Kind(505, _INVALID, close=True, final=True),
     "upstream_error": Kind(502, "upstream_error"),
     "model_failed": Kind(503, _BUSY, retry=30),
     "no_capacity": Kind(503, _BUSY, retry=30),
@@ -99,6 +104,7 @@ class Failure(Exception):
         final: bool = False,
         allow: str = "",
         limited: str = "",
+        told: bool = False,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -107,6 +113,8 @@ class Failure(Exception):
         self.param = param
         self.retry_after = retry_after
         """Seconds until a retry may help; 0 = the table's."""
+        self.told = told
+        """Admission has told that time, and has spread it already."""
         self.final = final
         """No retry can help."""
         self.allow = allow
@@ -132,9 +140,12 @@ class Failure(Exception):
         found = [(b"content-type", b"application/json")]
         seconds = self.retry_after or self.kind.retry
         if seconds:
+            seconds = seconds if self.told and self.retry_after else spread(seconds)
             found.append((b"retry-after", str(retry_after(seconds)).encode()))
-        if self.final:
+        if self.final or self.kind.final:
             found.append((b"x-should-retry", b"false"))
+        if self.status == 401:
+            found.append((b"www-authenticate", b"Bearer"))
         if self.kind.close:
             found.append((b"connection", b"close"))
         if self.allow:
@@ -151,6 +162,7 @@ def refusal(reason: str, message: str, retry: float, rates: Rates | None = None)
         message or "The request was refused.",
         limited=_used_up(rates) if code == "rate_limit_exceeded" else "",
         retry_after=retry,
+        told=True,
         final=final,
         param="model" if code == "model_not_found" else None,
     )
@@ -181,8 +193,14 @@ def upstream_error(status: int, content: bytes) -> dict[str, Any]:
 
 
 def retry_after(seconds: float) -> int:
-    """Whole seconds from 1 to 120, with jitter so that refused callers don't all come back at once."""
-    return max(1, min(120, math.ceil(seconds * random.uniform(1.0, 1.25))))  # noqa: S311 - no secret
+    """Whole seconds from 1 to 120: SDKs obey nothing else."""
+    return max(1, min(120, math.ceil(seconds)))
+
+
+def spread(seconds: float) -> float:
+    """A time of the edge's own, longer by up to a fifth by chance, so that those refused together don't come
+    back so. Admission does the same to those that it tells."""
+    return seconds * random.uniform(1.0, 1.2)  # noqa: S311 - no secret
 
 
 def bounded(text: str) -> str:
@@ -197,7 +215,7 @@ def in_stream(path: bytes, error: dict[str, Any]) -> bytes:
     chat, completions and audio end with [DONE] as vLLM does; responses and messages have named events and
     no end mark. The object always has a truthy `error`, at which openai-python raises.
     """
-    if path == b"/v1/responses":
+    if path.startswith(b"/v1/responses"):
         event = {"type": "error", "sequence_number": 0, **_flat(error), "error": error}
         return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
     if path == b"/v1/messages":

@@ -20,6 +20,7 @@ from tidegate_edge.answer import Answer
 from tidegate_edge.catalog import Model
 from tidegate_edge.downstream.exchange import Exchange
 from tidegate_edge.due import Due
+from tidegate_edge.ends import complete
 from tidegate_edge.envelope import Failure, loss, refusal, upstream_error
 from tidegate_edge.head import Head, Headers, field, queue_fields, rate_fields, to_client
 from tidegate_edge.multipart import is_multipart, read_multipart
@@ -40,10 +41,10 @@ _SLOWEST = 8 * 1024
 """Bytes per second of a request's body, on the average after the first `write_timeout`."""
 _LAST_WORD = 5.0
 """Seconds that a client has to take an error at the end of its stream."""
+_NO_CONTENT = 204
+"""May have no length (RFC 9110, 8.6)."""
 _LARGEST_ERROR = 65536
 """Bytes of a model server's error that are put into a stream."""
-_MARKED = frozenset((b"/v1/chat/completions", b"/v1/completions"))
-"""Routes whose streams end with [DONE]."""
 
 GONE, STUCK, SILENT, SLOW_BODY, DRAINING = "gone", "stuck", "silent", "slow body", "draining"
 
@@ -51,7 +52,8 @@ GONE, STUCK, SILENT, SLOW_BODY, DRAINING = "gone", "stuck", "silent", "slow body
 class Relay:
     """One request. `run` is its task."""
 
-    def __init__(self, edge: Edge, exchange: Exchange, head: Head) -> None:
+    def __init__(self, edge: Edge, exchange: Exchange, head: Head, own: Headers) -> None:
+        """`own`: fields that every answer has; more are added."""
         self._edge = edge
         self._exchange = exchange
         self._head = head
@@ -65,14 +67,17 @@ class Relay:
         self._task: asyncio.Task[Any] | None = None
         self._cause: str | Failure | None = None
         self._closing = False
-        self._own: Headers = [(b"x-request-id", head.request_id)]
+        self._own = own
         self._body: Body | None = None
         self._ticket: Ticket | None = None
+        self._grant: Grant | None = None
         self._outcome = Outcome.CLIENT_GONE
         self._waiting: Waiting | None = None
         self._reply: Reply | None = None
         self._tail = Tail()
         self._rest = b""
+        self._plain = False
+        """The answer is a stream of events that can be read here, and added to."""
         self._ended = False
         """The model server's response is complete."""
         self._torn = False
@@ -119,6 +124,9 @@ class Relay:
             message = f"The model `{body.model[:128]}` does not exist."
             raise Failure("model_not_found", message, param="model")
         self._record.model = model.name
+        if not self._head.caller.may_use(model.name, model.aliases):
+            message = f"This key does not allow the model `{model.name}`."
+            raise Failure("permission_denied", message, param="model")
         if not await self._edge.session.available(min(_SESSION_PATIENCE, self._due.left() or math.inf)):
             self._due.left()
             raise Failure("server_is_overloaded", "Admission can't be reached.", retry_after=5)
@@ -174,7 +182,7 @@ class Relay:
             trace_parent=self._record.trace_parent,
             wants_progress=comments,
         )
-        self._ticket.on_lost(lambda reason: self.interrupt(loss(reason)))
+        self._ticket.on_lost(lambda reason: self.interrupt(loss(reason)), self._retaken)
         if comments:
             self._waiting = Waiting(self._answer, settings.keepalive_after, self._comment, self._own)
 
@@ -201,30 +209,37 @@ class Relay:
     async def _obtain(self, model: Model, body: Body) -> Reply:
         """The head of a model server's response.
 
-        1. Wait for a grant. 2. The instance that has just failed is given time; another one is used at once.
-        3. No connection, and attempts are left: give the slot back, and again from 1. Otherwise 502.
+        1. Wait for a grant: of another instance, or of the same one after the delay. No slot is held while
+           it runs.
+        2. No byte of an answer, and attempts are left: give the slot back, and again from 1. With its
+           instance the slot has gone already, and the ticket waits for another one.
+        3. Otherwise 502.
         """
         retries, ticket = self._edge.settings.retries, self._ticket
         assert ticket is not None, "a ticket was offered"
-        delay, failed, not_before = retries.delay, "", 0.0
+        delay = retries.delay
         for left in range(retries.attempts - 1, -1, -1):
-            grant = await self._granted()  # 1
-            pause = not_before - self._dog.now()
-            if grant.instance_id == failed and pause > 0:
-                await asyncio.sleep(pause)  # 2
+            self._grant = grant = await self._granted()  # 1
             try:
                 return await self._open(grant, model, body)
             except ConnectFailed:
-                if left:  # 3
-                    failed, not_before = grant.instance_id, self._dog.now() + delay
-                    delay *= retries.factor
+                if left:  # 2
                     self._record.retried()
-                    ticket.move(grant.instance_id, Outcome.CONNECT_FAILED)
-            except Broken:
+                    if ticket.holds(grant):
+                        ticket.move(grant.instance_id, Outcome.CONNECT_FAILED, delay)
+                    delay *= retries.factor
+            except Broken:  # 3
                 self._outcome = Outcome.UPSTREAM_ERROR
+                if not ticket.holds(grant):
+                    raise loss("INSTANCE_LOST") from None
                 raise Failure("upstream_error", "The model server's answer was no valid HTTP.") from None
         self._outcome = Outcome.CONNECT_FAILED
         raise Failure("upstream_error", "No connection to the model server could be made.")
+
+    def _retaken(self) -> None:
+        """The instance has gone before it answered: what is under way to it fails now, not by its timeout."""
+        if self._grant is not None:
+            self._edge.upstream.forget(self._grant.address)
 
     async def _open(self, grant: Grant, model: Model, body: Body) -> Reply:
         exchange, begun = self._exchange, self._waiting is not None
@@ -238,11 +253,14 @@ class Relay:
         content = body.rewritten(model.upstream_model, model.request_defaults)
         self._dog.expect(self._edge.settings.response_timeout, SILENT)
         try:
-            reply = await self._edge.upstream.open(exchange.method, url, headers, content)
+            slots = grant.queue.max_concurrent
+            reply = await self._edge.upstream.open(exchange.method, url, headers, content, slots)
         except (ConnectFailed, Broken) as error:
             self._record.attempt_failed(str(error))
             raise
         self._reply = reply
+        if self._ticket is not None:
+            self._ticket.answered()
         self._record.answered(reply.status, reply.reused)
         self._body = None
         self._edge.bodies.drop(self)
@@ -262,9 +280,9 @@ class Relay:
             if reply.status >= 500
             else Outcome.OK
         )
-        kind = field(reply.headers, b"content-type")
-        events = kind.startswith(b"text/event-stream")
+        events = field(reply.headers, b"content-type").startswith(b"text/event-stream")
         self._record.events = events
+        self._plain = events and reply.status == 200 and not _framed_or_coded(reply.headers)
         reply.on_end(self._upstream_ended)
         answer = self._answer
         try:
@@ -274,17 +292,14 @@ class Relay:
                     return
             else:
                 headers = to_client(reply.headers, self._own)
+                if reply.status == _NO_CONTENT:
+                    headers = [one for one in headers if one[0] != b"content-length"]
                 if self._ended and not self._torn:
                     answer.whole(reply.status, headers, self._rest)
                     return
                 if events and not field(headers, b"x-accel-buffering"):
                     headers.append((b"x-accel-buffering", b"no"))
-                plain = (
-                    events
-                    and not field(headers, b"content-length")
-                    and not field(headers, b"content-encoding")
-                )
-                answer.start(reply.status, headers, events=plain)
+                answer.start(reply.status, headers, events=self._plain)
             await self._stream(reply)
         except Broken:
             self._outcome = Outcome.UPSTREAM_ERROR
@@ -307,7 +322,9 @@ class Relay:
             dog.limit, dog.cause, dog.since = write, STUCK, now()
             await more(chunk)
         if self._torn:
-            raise Broken("no end mark")
+            if self._rest:
+                await more(self._rest)
+            raise Broken("no last event")
         self._answer.end(self._rest)
 
     def _upstream_ended(self) -> None:
@@ -320,8 +337,7 @@ class Relay:
         self._rest = reply.rest()
         if self._rest:
             self._tail.feed(self._rest)
-        # Without a length or chunks a stream that was cut looks like one that ended, but for its end mark.
-        if self._record.events and reply.open_ended and self._path in _MARKED and not self._tail.marked():
+        if self._plain and not complete(self._path, self._tail.end(), framed=not reply.open_ended):
             self._torn = True
             self._outcome = Outcome.UPSTREAM_ERROR
         if self._cause is None:
@@ -388,6 +404,10 @@ class Relay:
                 self._answer.cut()
                 return
         self._answer.fail(failure, self._own)
+
+
+def _framed_or_coded(headers: Headers) -> bool:
+    return bool(field(headers, b"content-length") or field(headers, b"content-encoding"))
 
 
 def _too_large(limit: int) -> Failure:

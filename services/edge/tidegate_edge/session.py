@@ -148,12 +148,16 @@ class Session:
             done.without_tokens = True
         self._say(operation)
 
-    def send_move(self, ticket: Ticket, not_instance: str, outcome: Outcome) -> None:
+    def send_move(self, ticket: Ticket, not_instance: str, outcome: Outcome, delay: float) -> None:
         """Tells admission that a lease is given back to wait again (called by `Ticket.move`)."""
         self._say(
             pb.Operation(
                 move=pb.Move(
-                    n=ticket.n, not_instance_id=not_instance, outcome=outcome.value, moves=ticket.moves
+                    n=ticket.n,
+                    not_instance_id=not_instance,
+                    outcome=outcome.value,
+                    moves=ticket.moves,
+                    delay_ms=int(delay * 1000),
                 )
             )
         )
@@ -331,14 +335,15 @@ class Session:
     def _take_loss(self, lost: pb.Lost, now: float) -> None:
         """A lease has ended.
 
-        1. With its instance, while the move away from it was on its way: admission doesn't know the id any
-           more when the move comes, so it is offered again.
+        1. With its instance, before that has answered, or while the move away from it was on its way:
+           admission doesn't know the id any more, so it is offered again.
         2. Otherwise the relay ends.
         """
         ticket = self._tickets.get(lost.n)
         if ticket is None:
             return
-        if ticket.phase is Phase.WAITING and lost.reason == pb.REASON_INSTANCE_LOST:  # 1
+        gone = lost.reason == pb.REASON_INSTANCE_LOST
+        if gone and (ticket.phase is Phase.WAITING or ticket.retake()):  # 1
             self._say(pb.Operation(acquire=ticket.offer_again(now)))
             return
         del self._tickets[lost.n]  # 2

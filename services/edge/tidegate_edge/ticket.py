@@ -40,7 +40,8 @@ class Band(Enum):
 
 
 class Phase(Enum):
-    """Where a ticket is. WAITING -> HELD (a grant) -> WAITING (a move); every phase -> ENDED (final)."""
+    """Where a ticket is. WAITING -> HELD (a grant) -> WAITING (a move, or its instance has gone before it
+    answered); every phase -> ENDED (final)."""
 
     WAITING = "waiting"
     HELD = "held"
@@ -123,8 +124,8 @@ class Verbs(Protocol):
     def finish(self, ticket: Ticket, outcome: Outcome, tokens: Tokens) -> None:
         """The ticket or lease has ended."""
 
-    def send_move(self, ticket: Ticket, not_instance: str, outcome: Outcome) -> None:
-        """The lease is given back to wait again."""
+    def send_move(self, ticket: Ticket, not_instance: str, outcome: Outcome, delay: float) -> None:
+        """The lease is given back to wait again; on that instance for `delay` seconds at least."""
 
 
 class Ticket:
@@ -135,7 +136,7 @@ class Ticket:
 
     __slots__ = (
         "__weakref__", "_deadline", "_excluded", "_grant", "_lost", "_offer", "_offered", "_refusal",
-        "_session", "_settled", "granted_at", "moves", "n", "phase", "progress",
+        "_retaken", "_session", "_settled", "granted_at", "moves", "n", "phase", "progress",
     )  # fmt: skip
 
     def __init__(self, session: Verbs, offer: pb.Acquire, now: float) -> None:
@@ -152,6 +153,7 @@ class Ticket:
         self._grant: Grant | None = None
         self._refusal: tuple[str, str, float, QueueView, Rates | None] | None = None
         self._lost: Callable[[str], None] | None = None
+        self._retaken: Callable[[], None] | None = None
         self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
@@ -165,11 +167,11 @@ class Ticket:
 
     async def granted(self) -> Grant:
         """Waits for the grant. Raises TicketRefused. Cancelling the wait ends nothing: call `done`."""
-        if not self._settled.done():
-            await self._settled
+        while self._refusal is None and self._grant is None:
+            await self._settled  # the grant may have been taken back before this wait went on
         if self._refusal is not None:
             raise TicketRefused(*self._refusal)  # a kept one would hold frames that hold this ticket
-        assert self._grant is not None, "a settled ticket has a grant or a refusal"
+        assert self._grant is not None, "there is a grant or a refusal"
         return self._grant
 
     def done(self, outcome: Outcome, tokens: Tokens = UNKNOWN) -> None:
@@ -182,23 +184,33 @@ class Ticket:
             return
         outcome = Outcome.UNUSED if self.phase is Phase.WAITING else outcome
         self.phase = Phase.ENDED
-        self._lost = None
+        self._lost = self._retaken = None
         self._session.finish(self, outcome, tokens)
 
-    def move(self, not_instance: str, outcome: Outcome) -> None:
-        """Gives the slot back and waits again, elsewhere if there is an elsewhere. Only while held."""
+    def holds(self, grant: Grant) -> bool:
+        """This very grant is still its own."""
+        return self._grant is grant and self.phase is Phase.HELD
+
+    def move(self, not_instance: str, outcome: Outcome, delay: float = 0.0) -> None:
+        """Gives the slot back and waits again, elsewhere if there is an elsewhere; there again after `delay`
+        seconds at the earliest. Only while held."""
         if self.phase is not Phase.HELD:
             raise ValueError(f"only a held ticket can be moved: {self!r}")
-        self.phase = Phase.WAITING
         self.moves += 1
-        self._grant = None
-        self._excluded.append(not_instance)
-        self._settled = asyncio.get_running_loop().create_future()
-        self._session.send_move(self, not_instance, outcome)
+        self._wait_again(not_instance)
+        self._session.send_move(self, not_instance, outcome, delay)
 
-    def on_lost(self, callback: Callable[[str], None]) -> None:
-        """`callback(reason)` is called once when the lease ends otherwise; the relay must end then."""
-        self._lost = callback
+    def on_lost(self, lost: Callable[[str], None], retaken: Callable[[], None] | None = None) -> None:
+        """`lost(reason)` is called once when the lease ends otherwise; the relay must end then.
+
+        `retaken()` is called instead, and maybe again, when its instance has gone before it answered: the
+        ticket waits for another slot.
+        """
+        self._lost, self._retaken = lost, retaken
+
+    def answered(self) -> None:
+        """The instance has answered: from now on the request ends with it."""
+        self._retaken = None
 
     # What the session makes of admission's answers.
 
@@ -222,15 +234,23 @@ class Ticket:
         queue = _view(refusal.queue)
         retry_after = refusal.retry_after_ms / 1000
         self._refusal = (reason, refusal.message, retry_after, queue, _rates(refusal))
-        self._lost = None
+        self._lost = self._retaken = None
         self._settle()
 
     def take_loss(self, reason: str) -> None:
         """The lease is gone; tells the relay."""
         self.phase = Phase.ENDED
-        lost, self._lost = self._lost, None
+        lost, self._lost, self._retaken = self._lost, None, None
         if lost is not None:
             lost(reason)
+
+    def retake(self) -> bool:
+        """The instance is gone: waits for another slot, if it has not answered yet."""
+        if self._retaken is None or self._grant is None:
+            return False
+        self._wait_again(self._grant.instance_id)
+        self._retaken()
+        return True
 
     def held_lease(self, now: float) -> pb.HeldLease:
         """The lease as a Hello or a held statement tells it."""
@@ -261,6 +281,12 @@ class Ticket:
             moves=self.moves,
             excluded_instance_ids=self._excluded,
         )
+
+    def _wait_again(self, not_instance: str) -> None:
+        self.phase = Phase.WAITING
+        self._grant = None
+        self._excluded.append(not_instance)
+        self._settled = asyncio.get_running_loop().create_future()
 
     def _settle(self) -> None:
         if not self._settled.done():

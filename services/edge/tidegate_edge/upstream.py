@@ -1,6 +1,7 @@
 """The HTTP client towards model servers: one request, one response, bytes as they come.
 
-Connections are kept per origin; the one used last is used first. What goes over one is in `connection.py`.
+Connections are kept per origin, as many as its model server has slots; the one used last is used first. What
+goes over one is in `connection.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from tidegate_edge.connection import Broken, ConnectFailed, Connection, Headers, Reply
+from tidegate_edge.connection import INCOMING, Broken, ConnectFailed, Connection, Headers, Reply
 
 __all__ = ["Broken", "ConnectFailed", "Reply", "Upstream"]
 
@@ -40,9 +41,12 @@ class Upstream:
         """`connect_timeout`: seconds for name, TCP and TLS together."""
         self._timeout = connect_timeout
         self._loop = asyncio.get_running_loop()
+        self._incoming = memoryview(bytearray(INCOMING))
         self._open: set[Connection] = set()
         self._idle: dict[str, list[Connection]] = {}
         """By origin; the one that has been idle longest comes first."""
+        self._connecting: dict[str, set[asyncio.Timeout]] = {}
+        """By origin: the limits of connections that are being made."""
         self._sweeper: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
 
@@ -54,23 +58,44 @@ class Upstream:
             connection.abort()
         await asyncio.sleep(0)  # transports say that they are closed in the loop's next round
 
-    async def open(self, method: str, url: str, headers: Headers, body: bytes) -> Reply:
-        """Sends a request and waits for the head of its response; `url` is sent as it is.
+    async def open(self, method: str, url: str, headers: Headers, body: bytes, slots: int = 1) -> Reply:
+        """Sends a request and waits for the head of its response; `url` is sent as it is. `slots`: requests
+        that its server takes at a time; no more idle connections to it are kept.
 
         A kept connection that is closed before a byte of the answer came is replaced by a new one at once:
-        its keep-alive had most likely ended just then. Raises ConnectFailed or Broken.
+        its keep-alive had most likely ended just then. Where no new one can be made, or it isn't answered,
+        the server has most likely gone: the other kept ones are closed. Raises ConnectFailed or Broken.
         """
-        scheme, _, rest = url.partition("://")
-        authority, _, path = rest.partition("/")
-        origin = f"{scheme}://{authority}"
+        origin, authority, path = _parted(url)
         head = _head(method, path, authority, headers, len(body))
         bodiless = method == "HEAD"
         kept = self._kept(origin)
         if kept is not None:
+            kept.slots = slots
             with contextlib.suppress(ConnectFailed):
                 return await kept.exchange(head, body, bodiless)
-        fresh = await self._connect(_origin(origin))
-        return await fresh.exchange(head, body, bodiless)
+        try:
+            fresh = await self._connect(_origin(origin))
+            fresh.slots = slots
+            return await fresh.exchange(head, body, bodiless)
+        except ConnectFailed:
+            self._close_idle(origin)
+            raise
+
+    def forget(self, url: str) -> None:
+        """A server has gone; `url` is any of its URLs. Its idle connections are closed, and requests that it
+        has not answered yet fail at once. Synchronous."""
+        origin = _parted(url)[0]
+        self._close_idle(origin)
+        for limit in list(self._connecting.get(origin, ())):
+            if not limit.expired():
+                limit.reschedule(self._loop.time())
+        for connection in [one for one in self._open if one.origin == origin]:
+            connection.forget()
+
+    def _close_idle(self, origin: str) -> None:
+        for connection in self._idle.pop(origin, ()):
+            connection.abort()
 
     def _kept(self, origin: str) -> Connection | None:
         idle, oldest = self._idle.get(origin), self._loop.time() - _KEEP_ALIVE
@@ -82,25 +107,34 @@ class Upstream:
         return None
 
     async def _connect(self, origin: _Origin) -> Connection:
+        connecting = self._connecting.setdefault(origin.url, set())
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout) as limit:
+                connecting.add(limit)
                 if origin.tls and self._tls is None:
                     self._tls = await asyncio.to_thread(ssl.create_default_context)
                 _, connection = await self._loop.create_connection(  # asyncio and uvloop set TCP_NODELAY
-                    lambda: Connection(origin.url, self._free, self._gone),
+                    lambda: Connection(origin.url, self._incoming, self._free, self._gone),
                     origin.host,
                     origin.port,
                     ssl=self._tls if origin.tls else None,
                 )
         except (OSError, UnicodeError) as error:
             raise ConnectFailed(type(error).__name__) from None
+        finally:
+            connecting.discard(limit)
+            if not connecting:
+                self._connecting.pop(origin.url, None)
         if connection.open:  # else it is gone already, and nobody would take it off the list
             self._open.add(connection)
         return connection
 
     def _free(self, connection: Connection) -> None:
         connection.idle_since = self._loop.time()
-        self._idle.setdefault(connection.origin, []).append(connection)
+        idle = self._idle.setdefault(connection.origin, [])
+        idle.append(connection)
+        if len(idle) > connection.slots:
+            idle.pop(0).abort()
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
 
@@ -118,6 +152,13 @@ class Upstream:
             if not idle:
                 del self._idle[origin]
         self._sweeper = self._loop.call_later(_SWEEP, self._sweep) if self._idle else None
+
+
+def _parted(url: str) -> tuple[str, str, str]:
+    """Origin, authority and path (without its first slash) of a URL."""
+    scheme, _, rest = url.partition("://")
+    authority, _, path = rest.partition("/")
+    return f"{scheme}://{authority}", authority, path
 
 
 @functools.lru_cache(1024)

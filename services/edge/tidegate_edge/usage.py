@@ -6,8 +6,13 @@ import re
 from collections import deque
 from typing import NamedTuple
 
+from tidegate_edge.ends import marked
+
 _KEPT = 8192
 """Bytes of the end of a response in which `usage` is looked for."""
+_BEGIN = 2048
+"""Bytes of the beginning of a stream in which the events are looked for that bring a role and no text."""
+_ROLE = re.compile(rb'"role"\s*:\s*"assistant"\s*,\s*"content"\s*:\s*(?:""|null)')
 _NAME = b'"usage"'
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _PROMPT = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d{1,9})')
@@ -52,30 +57,35 @@ def estimate(path: bytes, prompt: int, max_tokens: int) -> int:
 class Tail:
     """The end of a response, and how many events it had."""
 
-    __slots__ = ("_chunks", "_kept", "events", "size")
+    __slots__ = ("_begin", "_chunks", "_kept", "events", "size")
 
     def __init__(self) -> None:
+        self._begin = b""
         self._chunks: deque[bytes] = deque()
         self._kept = 0
         self.events = 0
-        """Ends of events, about (one that is split between two chunks may be missed)."""
+        """Ends of events, about (one that is split between two chunks may be missed); no comments, which come
+        alone."""
         self.size = 0
         """Bytes in all."""
 
     def feed(self, chunk: bytes) -> None:
         """Takes the next bytes."""
         size = len(chunk)
+        if self.size < _BEGIN:
+            self._begin += chunk[:_BEGIN]
         self.size += size
-        self.events += chunk.count(b"\n\n") or chunk.count(b"\n\r\n")
+        if not chunk.startswith(b":"):
+            self.events += chunk.count(b"\n\n") or chunk.count(b"\n\r\n")
         chunks = self._chunks
         chunks.append(chunk)
         self._kept += size
         while self._kept - len(chunks[0]) >= _KEPT:
             self._kept -= len(chunks.popleft())
 
-    def marked(self) -> bool:
-        """Whether the last event is the end mark of a chat or completions stream."""
-        return b"".join(self._chunks)[-64:].rstrip().endswith(b"data: [DONE]")
+    def end(self) -> bytes:
+        """The last bytes, at most 8 KiB."""
+        return b"".join(self._chunks)[-_KEPT:]
 
     def tokens(self, stream: bool, prompt: int) -> Tokens:
         """Tokens of the response as far as it has come; `prompt` is an estimate of the prompt's.
@@ -84,9 +94,10 @@ class Tail:
            One that lacks the prompt's number is completed by the estimate.
         2. A stream's that stands before the text (as in /v1/messages) told the prompt alone: the events after
            it are counted.
-        3. A stream without one: its events are counted, but for its end mark.
+        3. A stream without one: its events are counted, but for its end mark and those that only say whose
+           turn it is (of each choice the first one, in chat).
         """
-        end = b"".join(self._chunks)[-_KEPT:]
+        end = self.end()
         at = end.rfind(_NAME)  # a regular expression over all of it costs several times as much
         while at >= 0 and _USAGE.match(end, at) is None:
             at = end.rfind(_NAME, 0, at)
@@ -100,7 +111,8 @@ class Tail:
             return Tokens(asked, answered)  # 1
         if not stream or not self.events:
             return UNKNOWN
-        return Tokens(prompt, max(0, self.events - self.marked()), True)  # 3
+        empty = marked(end) + len(_ROLE.findall(self._begin))
+        return Tokens(prompt, max(0, self.events - empty), True)  # 3
 
 
 def _number(wanted: re.Pattern[bytes], text: bytes, at: int) -> int:

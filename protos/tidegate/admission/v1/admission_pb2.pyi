@@ -577,6 +577,7 @@ class Move(_message.Message):
     NOT_INSTANCE_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
+    DELAY_MS_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     """The id."""
     not_instance_id: _builtins.str
@@ -587,6 +588,8 @@ class Move(_message.Message):
     """Grants with fewer moves than this are stale and ignored by the edge: how often the id has been moved,
     this move included.
     """
+    delay_ms: _builtins.int
+    """How long the id isn't granted that instance again, even if there is no other one, in ms; default 0."""
     def __init__(
         self,
         *,
@@ -594,10 +597,11 @@ class Move(_message.Message):
         not_instance_id: _builtins.str = ...,
         outcome: Global___Outcome.ValueType = ...,
         moves: _builtins.int = ...,
+        delay_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves", "n", b"n", "not_instance_id", b"not_instance_id", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay_ms", b"delay_ms", "moves", b"moves", "n", b"n", "not_instance_id", b"not_instance_id", "outcome", b"outcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
