@@ -64,6 +64,9 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
         ({"extra_routes": ["GET /x"]}, "edge.extra_routes.0", "POST or PUT"),
         ({"extra_routes": ["POST /../x"]}, "edge.extra_routes.0", "plain path"),
         ({"auth": "open"}, "edge.auth", "keys or none"),
+        ({"tls": {"cert": "own.pem"}}, "edge.tls.key", "belong together"),
+        ({"tls": {"key": "own.key"}}, "edge.tls.cert", "belong together"),
+        ({"tls": {"ca": "ca.pem"}}, "edge.tls.ca", "no key"),
         ({"surprise": 1}, "edge.surprise", "no key"),
     ],
 )

@@ -8,8 +8,9 @@ import sys
 
 import structlog
 
-from tidegate_chassis import process, telemetry
+from tidegate_chassis import process, rpc, telemetry
 from tidegate_chassis.config import effective
+from tidegate_chassis.tls import Certificates
 from tidegate_edge.app import App
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.downstream.server import Limits, Server, bind, url_of
@@ -29,8 +30,9 @@ _LAST = 0.5
 """Seconds for each step after that; the process is gone within 7 s of the signal."""
 
 
-async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
-    """Serves until `stop` is set, then drains. What a link to another service dies of is raised: fatal."""
+async def serve(loaded: Loaded, stop: asyncio.Event, certificates: Certificates | None = None) -> None:
+    """Serves until `stop` is set, then drains. What a link to another service dies of is raised: fatal.
+    `certificates`: for clients; None = HTTP is plain."""
     settings = loaded.edge
     session = Session(settings.admission_address, settings.control_grace)
     catalog = Catalog(settings.lifecycle_address)
@@ -41,10 +43,13 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
     edge.metrics.watch(guard.gauges)
     server = Server(App(edge, status, guard), _limits(settings), edge.refused)
     links = [asyncio.create_task(link.run()) for link in (session, catalog, guard)]
+    links.append(asyncio.create_task(rpc.watch_certificates()))
+    if certificates is not None:
+        links.append(asyncio.create_task(certificates.watch()))
     try:
         listening = await asyncio.to_thread(bind, settings.listen)
-        url = url_of(listening)
-        await server.start(listening)
+        url = url_of(listening, certificates is not None)
+        await server.start(listening, certificates)
         await asyncio.to_thread(telemetry.serve_metrics, settings.metrics_listen, edge.metrics.registry)
         line = f"listening on {url}"
         log.info(line)
@@ -62,7 +67,6 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
             link.cancel()
         await asyncio.wait(links, timeout=_LAST)
         await upstream.close()
-        await status.close()
 
 
 def _limits(settings: EdgeSettings) -> Limits:
@@ -92,12 +96,14 @@ def main() -> int:
     path = process.command_line("edge", problems)
     loaded = load(path)
     telemetry.set_up("edge", loaded.telemetry)
+    rpc.secure(loaded.tls)
+    certificates = Certificates(loaded.https) if loaded.https else None
     log.info("settings", edge=effective(loaded.edge), telemetry=effective(loaded.telemetry))
     # What was imported is never garbage; looking at it in every full collection is a pause for all streams.
     gc.freeze()
     gc.set_threshold(5_000, 20, 20)
     try:
-        return process.run(lambda stop: serve(loaded, stop))
+        return process.run(lambda stop: serve(loaded, stop, certificates))
     finally:
         telemetry.shut_down()
 

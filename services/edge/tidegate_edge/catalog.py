@@ -60,18 +60,17 @@ class Catalog:
 
     async def run(self) -> None:
         """Watches lifecycle until cancelled."""
-        async with rpc.channel(self._address) as channel:
-            stub = lifecycle_pb2_grpc.LifecycleServiceStub(channel)
-            while True:
-                for delay in rpc.reconnect_delays():
-                    before = self.generation
-                    await self._watch(stub)
-                    await asyncio.sleep(delay)
-                    if self.generation != before:
-                        break  # it had answered: begin with short delays again
+        while True:
+            for delay in rpc.reconnect_delays():
+                before = self.generation
+                async with rpc.connected(self._address) as channel:
+                    await self._watch(lifecycle_pb2_grpc.LifecycleServiceStub(channel))
+                await asyncio.sleep(delay)
+                if self.generation != before:
+                    break  # it had answered: begin with short delays again
 
     async def _watch(self, stub: lifecycle_pb2_grpc.LifecycleServiceAsyncStub) -> None:
-        call = stub.WatchCatalog(pb.WatchCatalogRequest(), wait_for_ready=True)
+        call = stub.WatchCatalog(pb.WatchCatalogRequest())
         try:
             async for catalog in call:
                 self._take(catalog)

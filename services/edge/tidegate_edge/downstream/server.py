@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import structlog
 
 from tidegate_chassis.config import ConfigError, Problem
+from tidegate_chassis.tls import Certificates
 from tidegate_edge.downstream.connection import Connection, Stage
 from tidegate_edge.downstream.deadlines import Deadlines
 from tidegate_edge.downstream.exchange import Exchange
+from tidegate_edge.downstream.tls import TlsTransport
 from tidegate_edge.envelope import Failure
 
 log = structlog.get_logger("tidegate.edge")
@@ -38,7 +40,7 @@ class Limits:
     connections: int = 10_000
     head: int = 64 * 1024
     head_timeout: float = 10.0
-    """From the first byte of a request to the end of its head."""
+    """From the first byte of a request to the end of its head; also for a TLS handshake."""
     idle_timeout: float = 75.0
     """Between two requests, and before the first."""
     write_timeout: float = 30.0
@@ -68,14 +70,20 @@ class Server:
     def __len__(self) -> int:
         return len(self._connections)
 
-    async def start(self, listening: socket.socket) -> None:
-        """Accepts connections on a bound socket."""
+    async def start(self, listening: socket.socket, certificates: Certificates | None = None) -> None:
+        """Accepts connections on a bound socket; with `certificates` by TLS."""
         _allow_files(2 * self._most + _SPARE_FILES)
         # What the kernel buffers for each client is bounded; accepted connections inherit it.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._listener = await self._loop.create_server(
-            lambda: Connection(self), sock=listening, backlog=_BACKLOG
+            lambda: self._protocol(certificates), sock=listening, backlog=_BACKLOG
         )
+
+    def _protocol(self, certificates: Certificates | None) -> asyncio.Protocol:
+        """What a new connection speaks."""
+        connection = Connection(self)
+        context = None if certificates is None else certificates.current.context
+        return connection if context is None else TlsTransport(connection, context)
 
     def drain(self) -> None:
         """No new connections, and no further requests on those that are there: idle ones are closed."""
@@ -83,7 +91,7 @@ class Server:
         if self._listener is not None:
             self._listener.close()
         for connection in list(self._connections):
-            if connection.stage is Stage.IDLE:
+            if connection.stage in (Stage.HANDSHAKE, Stage.IDLE):
                 connection.close()
 
     async def stop(self, patience: float) -> None:
@@ -128,7 +136,7 @@ class Server:
         stage = connection.stage
         if stage is Stage.ANSWER:
             return None  # its time limits are the application's
-        if stage is Stage.HEAD:
+        if stage in (Stage.HANDSHAKE, Stage.HEAD):
             return self._heads
         if stage is Stage.LAST:
             return self._lingering
@@ -188,10 +196,11 @@ def bind(listen: str) -> socket.socket:
     return listening
 
 
-def url_of(listening: socket.socket) -> str:
+def url_of(listening: socket.socket, secure: bool = False) -> str:
     """Where a listening socket is reached."""
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _cannot(why: str) -> ConfigError:
