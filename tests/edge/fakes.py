@@ -141,11 +141,12 @@ class Lifecycle(lifecycle_pb2_grpc.LifecycleServiceServicer):
 
 
 @contextlib.asynccontextmanager
-async def control() -> AsyncIterator[tuple[Admission, Lifecycle, str]]:
+async def control(
+    kinds: tuple[Any, Any] = (Admission, Lifecycle),
+) -> AsyncIterator[tuple[Any, Any, str]]:
     """Both services on one port."""
     # The contract's other methods answer UNIMPLEMENTED, as the generated base classes do.
-    admission = Admission()  # type: ignore[abstract]
-    lifecycle = Lifecycle()  # type: ignore[abstract]
+    admission, lifecycle = kinds[0](), kinds[1]()
     server = grpc.aio.server()
     admission_pb2_grpc.add_AdmissionServiceServicer_to_server(admission, server)
     lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server(lifecycle, server)

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from tests.edge.fakes import Admission, Connection, ModelServer, Script, control
 from tests.support.inside import Request
 from tests.support.until import until
 from tidegate.admission.v1 import admission_pb2 as ad
+from tidegate_chassis.keyfile import KeyFile
 from tidegate_edge.app import App
 from tidegate_edge.catalog import Catalog
+from tidegate_edge.guard import Guard
 from tidegate_edge.relay import Relay
 from tidegate_edge.request import Body
 from tidegate_edge.session import Session
@@ -36,10 +39,11 @@ async def application(
         settings = EdgeSettings().model_copy(update=changed)
         session, catalog, upstream = Session(address, 600), Catalog(address), Upstream(1.0)
         edge, status = Edge(settings, session, catalog, upstream), Status(address, address)
+        guard = Guard(settings, Path("no keys"), KeyFile(exists=False))
         links = [asyncio.create_task(session.run()), asyncio.create_task(catalog.run())]
         try:
             await until(lambda: not edge.ready(), "the edge is ready")
-            yield App(edge, status), edge, admission, server
+            yield App(edge, status, guard), edge, admission, server
         finally:
             for link in links:
                 link.cancel()

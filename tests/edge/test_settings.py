@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.edge.keyfiles import key, put
 from tidegate_chassis.config import ConfigError
 from tidegate_edge.envelope import Failure, in_stream, refusal
 from tidegate_edge.settings import load, problems
@@ -37,8 +38,13 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
         ({"listen": "unix:/tmp/x"}, "edge.listen", "host:port"),
         ({"workers": 2}, "edge.workers", "no function"),
         ({"workers": 0}, "edge.workers", "1 to 64"),
-        ({"keys_file": "other.json"}, "edge.keys_file", "no function"),
-        ({"cors_origins": ["*"]}, "edge.cors_origins", "no function"),
+        ({"keys_file": ""}, "edge.keys_file", "a path"),
+        ({"open_operations": "yes"}, "edge.open_operations", "true or false"),
+        ({"cors_origins": "*"}, "edge.cors_origins", "give a list"),
+        ({"cors_origins": ["example.org"]}, "edge.cors_origins.0", "https://chat.example.org"),
+        ({"cors_origins": ["https://example.org/"]}, "edge.cors_origins.0", "without a path"),
+        ({"cors_origins": ["https://Example.org"]}, "edge.cors_origins.0", "lower case"),
+        ({"cors_origins": ["null"]}, "edge.cors_origins.0", "* for all"),
         ({"max_body": "2GiB"}, "edge.max_body", "1KiB to 1GiB"),
         ({"max_body": -1}, "edge.max_body", "1KiB to 1GiB"),
         ({"connect_timeout": "99ms"}, "edge.connect_timeout", "100ms to 300s"),
@@ -93,10 +99,44 @@ def test_beyond_loopback_it_must_be_told(tmp_path: Path, listen: str, auth: str,
     assert fine or "auth: none" in found[0].message
 
 
-def test_a_key_file_that_would_guard_nothing_is_refused(tmp_path: Path) -> None:
-    """A key file beside the configuration isn't silently ignored."""
-    (tmp_path / "tidegate-keys.json").write_text("{}")
-    assert [problem.path for problem in problems(written(tmp_path))] == ["edge.keys_file"]
+def test_keys_open_the_edge_to_the_network(tmp_path: Path) -> None:
+    """With a key file it may listen anywhere; one that can't be used is refused, with what is wrong."""
+    path, config = (
+        tmp_path / "keys.json",
+        written(tmp_path, edge={"listen": "[::]:1", "keys_file": "keys.json"}),
+    )
+    put(path, key("a"))
+    assert problems(config) == []
+    assert [one.id for one in load(config).keys.keys] == ["a"]
+    path.chmod(0o666)
+    (problem,) = problems(config)
+    assert (problem.path, problem.warning) == ("edge.keys_file", False)
+    assert "chmod go-w" in problem.message
+    path.write_text('{"version": 1, "keys": [{"id": "a"}]}')
+    path.chmod(0o600)
+    (problem,) = problems(config)
+    assert (problem.path, problem.warning) == ("edge.keys_file", False)
+    assert "keys.json: keys.0.hash: is required" in problem.message
+
+
+def test_what_is_odd_about_keys_is_said(tmp_path: Path) -> None:
+    """Keys that nobody is asked for, a file that lets nobody in or that everybody may read, a setting without
+    effect."""
+    path = tmp_path / "tidegate-keys.json"
+
+    def odd(**edge: Any) -> list[str]:
+        found = problems(written(tmp_path, edge=edge))
+        assert all(problem.warning for problem in found)
+        return [problem.path for problem in found]
+
+    assert odd(open_operations=True) == ["edge.open_operations"]
+    put(path, key("a").model_copy(update={"revoked": 1.0}))
+    assert odd() == ["edge.keys_file"]
+    assert odd(auth="none") == ["edge.keys_file"]
+    put(path, key("a"))
+    assert odd() == []
+    path.chmod(0o644)
+    assert odd() == ["edge.keys_file"]
 
 
 def test_operating_routes_are_warned_about(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_taken_port_is_said(gateway: Make) -> None:
         taken.listen()
         one.start(ready=False)
         assert one.process is not None
-        assert one.process.wait(20) == 78
+        assert one.process.wait(60) == 78
     assert "edge.listen" in one.log()
     assert "ss -ltnp" in one.log()
 
@@ -96,7 +96,7 @@ def test_a_data_directory_in_use_is_said(gateway: Make, tmp_path: Path) -> None:
     first = gateway({"a": simulated()}, lifecycle=lifecycle).start()
     second = gateway({"a": simulated()}, lifecycle=lifecycle).start(ready=False)
     assert second.process is not None
-    assert second.process.wait(20) == 78
+    assert second.process.wait(60) == 78
     assert "lifecycle.data_dir" in second.log()
     assert first.chat("a").status_code == 200
 
@@ -107,5 +107,5 @@ def test_a_data_directory_that_cannot_be_made_is_said(gateway: Make, tmp_path: P
     one = gateway({"a": simulated()}, lifecycle={"data_dir": str(tmp_path / "file" / "data")})
     one.start(ready=False)
     assert one.process is not None
-    assert one.process.wait(20) == 78
+    assert one.process.wait(60) == 78
     assert "lifecycle.data_dir" in one.log()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ def demo(tmp_path: Path) -> Iterator[str]:
     listen = f"127.0.0.1:{free_port()}"
     environ = os.environ | {
         "TIDEGATE_EDGE__LISTEN": listen,
+        "TIDEGATE_EDGE__KEYS_FILE": str(tmp_path / "keys.json"),
         "TIDEGATE_LIFECYCLE__DATA_DIR": str(tmp_path / "data"),
     }
     with (tmp_path / "log").open("wb") as log:
@@ -60,7 +62,7 @@ def test_the_examples_of_the_readme(demo: str) -> None:
     assert running == {"large"}
 
 
-def test_the_commands_of_the_readme(demo: str) -> None:
+def test_the_commands_of_the_readme(demo: str, tmp_path: Path) -> None:
     """Each command for operators is carried out on the demo; those that go on begin to."""
     lines = [line.partition("  #")[0] for line in _block("sh", "tidegate models").splitlines()]
     assert len(lines) == 12
@@ -84,6 +86,46 @@ def test_the_commands_of_the_readme(demo: str) -> None:
             said = command.stderr.read()
         assert (status == 0) != ("LEASE" in words), (line, said)
         assert "Traceback" not in said
+    _keys(demo, tmp_path / "keys.json")
+
+
+def _keys(demo: str, path: Path) -> None:
+    """The first key closes the demo; it is valid until it is revoked."""
+    script = (
+        _block("sh", "keys create")
+        .replace("127.0.0.1:8080", demo)
+        .replace("tidegate.yaml", "deploy/demo.yaml")
+    )
+    make, revoke = (
+        script[: script.index("tidegate keys revoke")],
+        script[script.index("tidegate keys revoke") :],
+    )
+    environ = os.environ | {"TIDEGATE_EDGE__KEYS_FILE": str(path), "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+    def run(text: str) -> str:
+        done = subprocess.run(
+            ["bash", "-ec", text],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=ROOT,
+            env=environ,
+            check=True,
+        )
+        return done.stdout
+
+    def status() -> int:
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.get(f"http://{demo}/v1/models", headers=headers, trust_env=False).status_code
+
+    said = run(make + '\necho "KEY=$KEY"')
+    key = said.rsplit("KEY=", 1)[1].strip()
+    assert '"object":"list"' in said
+    first = json.loads(path.read_text())["keys"][0]
+    assert first["tenant"] == "team-a"
+    assert status() == 200
+    run(revoke.replace(" ID ", f" {first['id']} "))
+    wait_for(lambda: status() == 401, "the key is refused")
 
 
 def test_the_readmes_configuration_is_valid(tmp_path: Path) -> None:

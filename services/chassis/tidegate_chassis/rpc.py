@@ -223,13 +223,23 @@ def _packed(message: Any) -> any_pb2.Any:
 
 def reason_of(error: grpc.RpcError) -> str:
     """The ErrorInfo.reason of a failed call; "" when it carries none (the connection broke, say)."""
+    return str(_detail(error, error_details_pb2.ErrorInfo()).reason)
+
+
+def retry_of(error: grpc.RpcError) -> float:
+    """The RetryInfo of a failed call, in seconds; 0 when it carries none."""
+    delay = _detail(error, error_details_pb2.RetryInfo()).retry_delay
+    return float(delay.ToMilliseconds()) / 1000
+
+
+def _detail(error: grpc.RpcError, info: Any) -> Any:
+    """`info`, filled with the detail of its kind if the error has one."""
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
         if detail.Is(info.DESCRIPTOR):
             detail.Unpack(info)
-            return str(info.reason)
-    return ""
+            break
+    return info
 
 
 def describe(error: grpc.RpcError) -> str:

@@ -13,6 +13,7 @@ from tidegate_chassis.config import effective
 from tidegate_edge.app import App
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.downstream.server import Limits, Server, bind, url_of
+from tidegate_edge.guard import Guard
 from tidegate_edge.relay import DRAINING, Relay
 from tidegate_edge.session import Session
 from tidegate_edge.settings import EdgeSettings, Loaded, load, problems
@@ -36,8 +37,10 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
     upstream = Upstream(settings.connect_timeout)
     edge = Edge(settings, session, catalog, upstream)
     status = Status(settings.admission_address, settings.lifecycle_address)
-    server = Server(App(edge, status), _limits(settings), edge.refused)
-    links = [asyncio.create_task(session.run()), asyncio.create_task(catalog.run())]
+    guard = Guard(settings, loaded.keys_path, loaded.keys)
+    edge.metrics.watch(guard.gauges)
+    server = Server(App(edge, status, guard), _limits(settings), edge.refused)
+    links = [asyncio.create_task(link.run()) for link in (session, catalog, guard)]
     try:
         listening = await asyncio.to_thread(bind, settings.listen)
         url = url_of(listening)

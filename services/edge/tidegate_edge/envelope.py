@@ -40,6 +40,9 @@ KINDS: dict[str, Kind] = {
     "duplicate_model": Kind(400, _INVALID),
     "too_complex": Kind(400, _INVALID),
     "unsupported_encoding": Kind(400, _INVALID),
+    "invalid_request": Kind(400, _INVALID),
+    "invalid_api_key": Kind(401, _INVALID),
+    "permission_denied": Kind(403, _INVALID),
     "not_found": Kind(404, _INVALID),
     "model_not_found": Kind(404, _INVALID),
     "method_not_allowed": Kind(405, _INVALID),
@@ -139,6 +142,8 @@ class Failure(Exception):
             found.append((b"retry-after", str(retry_after(seconds)).encode()))
         if self.final:
             found.append((b"x-should-retry", b"false"))
+        if self.status == 401:
+            found.append((b"www-authenticate", b"Bearer"))
         if self.kind.close:
             found.append((b"connection", b"close"))
         if self.allow:

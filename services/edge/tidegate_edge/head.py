@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import getrandbits
 
 from tidegate_edge.envelope import Failure
+from tidegate_edge.keyring import NOBODY, Caller
 from tidegate_edge.ticket import Band, QueueView, Rates
 
 Headers = list[tuple[bytes, bytes]]
@@ -24,14 +25,18 @@ _READ = frozenset(
     (
         b"host", b"content-length", b"expect", b"x-request-id", b"traceparent", b"x-tidegate-deadline-ms",
         b"content-type", b"content-encoding", b"accept-encoding", b"x-tidegate-tenant",
-        b"x-tidegate-priority", b"x-tidegate-affinity",
+        b"x-tidegate-priority", b"x-tidegate-affinity", b"authorization", b"x-api-key", b"origin",
     )
 )  # fmt: skip
 _SPECIAL = _HOP_BY_HOP | _READ
 _SET_HERE = _HOP_BY_HOP | {
     b"x-request-id", b"x-queue-depth", b"x-max-concurrent", b"x-max-queue-size", b"x-tidegate-queue-ms",
-    b"x-tidegate-instance",
+    b"x-tidegate-instance", b"access-control-allow-credentials", b"access-control-allow-headers",
+    b"access-control-allow-methods", b"access-control-allow-origin", b"access-control-expose-headers",
+    b"access-control-max-age",
 }  # fmt: skip
+"""Fields that model servers don't set: those of their connection, and what the edge says itself. vLLM allows
+every origin unless told otherwise; through here that would open the gateway to every page."""
 _RATE = b"x-ratelimit-"
 _LONGEST_DEADLINE = 86_400_000
 _LONGEST_SAID = 40
@@ -53,11 +58,33 @@ class Head:
     accept_encoding: bytes = b""
     deadline: float = 0.0
     """The caller's own, in seconds from now; 0 = none."""
+    authorization: bytes = b""
+    api_key: bytes = b""
+    """The field x-api-key."""
+    origin: bytes = b""
+    """The page that asks, if it is a browser."""
+    said_tenant: bytes | None = None
+    said_band: bytes | None = None
+    """What the caller says of itself; believed by `admit` alone."""
+    caller: Caller = NOBODY
+    """Who is asking; before `admit` nobody is."""
     tenant: str = ""
-    """Who is asking; empty = nobody in particular."""
+    """Whose share and rates count; empty = nobody's in particular."""
     band: Band = Band.NORMAL
     affinity: str = ""
     """Requests with the same one go to the same instance where it has room; empty = to any."""
+
+    def admit(self, caller: Caller) -> None:
+        """Takes over who is asking. Raises Failure (400) for what is wrong with what it says of itself, if it
+        is believed."""
+        self.caller, self.tenant = caller, caller.tenant
+        if caller.act_as and self.said_tenant is not None:
+            self.tenant = _tenant(self.said_tenant)
+        if caller.act_as and self.said_band is not None:
+            self.band = _band(self.said_band)
+        if not caller.checked:
+            both = ((b"authorization", self.authorization), (b"x-api-key", self.api_key))
+            self.forward += [field for field in both if field[1]]
 
     def to_server(self, trace_parent: str, plain: bool) -> Headers:
         """The fields for one attempt. `plain`: the answer must not be compressed, because it goes into a
@@ -71,11 +98,10 @@ class Head:
         return fields
 
 
-def read_head(headers: Headers, believed: bool = False) -> Head:
+def read_head(headers: Headers) -> Head:
     """Reads a request's fields. Raises Failure (400).
 
-    `believed`: callers may say who they are and how urgent it is; else these fields are ignored. They never
-    go to the model server.
+    Who is asking, how urgent it is and from which page never goes to the model server.
     """
     head = Head(b"", [])
     forward = head.forward
@@ -102,9 +128,15 @@ def read_head(headers: Headers, believed: bool = False) -> Head:
         elif name == b"x-tidegate-affinity":
             head.affinity = _affinity(value)
         elif name == b"x-tidegate-tenant":
-            head.tenant = _tenant(value) if believed else ""
+            head.said_tenant = value
         elif name == b"x-tidegate-priority":
-            head.band = _band(value) if believed else Band.NORMAL
+            head.said_band = value
+        elif name == b"authorization":
+            head.authorization = head.authorization or value
+        elif name == b"x-api-key":
+            head.api_key = head.api_key or value
+        elif name == b"origin":
+            head.origin = value
         elif name == b"content-encoding" and value.lower() != b"identity":
             raise Failure("unsupported_encoding", "Compressed request bodies are not supported.")
     if named:
@@ -214,4 +246,12 @@ def field(headers: Headers, wanted: bytes) -> bytes:
     for name, value in headers:
         if name.lower() == wanted:
             return value.lower()
+    return b""
+
+
+def raw_field(headers: Headers, wanted: bytes) -> bytes:
+    """The value as it came of a request's field, whose names are in lower case; empty = it isn't there."""
+    for name, value in headers:
+        if name == wanted:
+            return value
     return b""

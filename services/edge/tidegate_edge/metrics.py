@@ -79,6 +79,8 @@ class _Gauges(Collector):
         "leases": "Leases held, by this edge's session.",
         "session_connected": "1 when admission has welcomed the session's stream.",
         "draining": "1 when the edge is stopping.",
+        "keys": "API keys that are valid now.",
+        "keys_file_refused": "1 while the key file can't be used and what was in effect before stays.",
     }
 
     def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:

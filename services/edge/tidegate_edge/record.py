@@ -144,6 +144,7 @@ class Record:
             request_id=self._head.request_id.decode(),
             trace_id=self.trace_parent[3:35],
             route=f"{self.method} {self._path.decode('latin-1')}",
+            key=self._head.caller.key,
             model=model,
             instance=self.instance,
             status=status,

@@ -52,7 +52,8 @@ GONE, STUCK, SILENT, SLOW_BODY, DRAINING = "gone", "stuck", "silent", "slow body
 class Relay:
     """One request. `run` is its task."""
 
-    def __init__(self, edge: Edge, exchange: Exchange, head: Head) -> None:
+    def __init__(self, edge: Edge, exchange: Exchange, head: Head, own: Headers) -> None:
+        """`own`: fields that every answer has; more are added."""
         self._edge = edge
         self._exchange = exchange
         self._head = head
@@ -66,7 +67,7 @@ class Relay:
         self._task: asyncio.Task[Any] | None = None
         self._cause: str | Failure | None = None
         self._closing = False
-        self._own: Headers = [(b"x-request-id", head.request_id)]
+        self._own = own
         self._body: Body | None = None
         self._ticket: Ticket | None = None
         self._grant: Grant | None = None
@@ -123,6 +124,9 @@ class Relay:
             message = f"The model `{body.model[:128]}` does not exist."
             raise Failure("model_not_found", message, param="model")
         self._record.model = model.name
+        if not self._head.caller.may_use(model.name, model.aliases):
+            message = f"This key does not allow the model `{model.name}`."
+            raise Failure("permission_denied", message, param="model")
         if not await self._edge.session.available(min(_SESSION_PATIENCE, self._due.left() or math.inf)):
             self._due.left()
             raise Failure("server_is_overloaded", "Admission can't be reached.", retry_after=5)

@@ -10,13 +10,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tidegate_chassis import config
+from tidegate_chassis import config, keyfile
 from tidegate_chassis.config import ConfigError, Document, Problem, Settings, TelemetrySettings, later
-from tidegate_chassis.kinds import Address, Choice, Duration, Kind, Number, Size, Whole
+from tidegate_chassis.keyfile import KeyFile
+from tidegate_chassis.kinds import Address, Choice, Duration, Flag, Kind, Number, Size, Text, Whole
 
 ADMISSION_LISTEN = "127.0.0.1:7071"
 LIFECYCLE_LISTEN = "127.0.0.1:7072"
 _ROUTE = re.compile(r"(POST|PUT) (/[A-Za-z0-9._~-]+)+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _OPERATING = re.compile(
     r"/(sleep|wake_up|is_sleeping|collective_rpc|release_kv_cache_memory|server_info|reset_\w+|pause|resume|"
     r"abort_requests|start_profile|stop_profile|scale_elastic_ep|v1/(un)?load_lora_adapter|metrics|load)"
@@ -33,6 +35,18 @@ class Route(Kind):
 
     def allowed(self) -> str:
         return 'a method (POST or PUT) and a plain path, such as "POST /v1/something"'
+
+
+class Origin(Kind):
+    """An origin as browsers send it, or `*`."""
+
+    def parse(self, value: object) -> str:
+        if not isinstance(value, str) or not (value == "*" or _ORIGIN.fullmatch(value)):
+            raise ValueError
+        return value
+
+    def allowed(self) -> str:
+        return "an origin in lower case without a path, such as https://chat.example.org, or * for all"
 
 
 class Retries(Settings):
@@ -64,10 +78,25 @@ class EdgeSettings(Settings):
         "", description="Where lifecycle is reached; empty = where `lifecycle.listen` says."
     )
     auth: Annotated[str, Choice("keys", "none")] = Field(
-        "keys", description="`keys` without a key file = open, on loopback only; `none` = open to everybody."
+        "keys",
+        description="`keys`: every request needs one of `keys_file`; while there is no such file, everybody "
+        "may ask, on loopback only. `none`: everybody may ask.",
     )
-    keys_file: str = later("./tidegate-keys.json", "API keys come later", "File with the hashes of API keys.")
-    cors_origins: list[str] = later([], "CORS comes later", "Origins that browsers may call from.")
+    keys_file: Annotated[str, Text(".+", "a path")] = Field(
+        keyfile.DEFAULT,
+        description="File with the hashes of API keys, made by `tidegate keys create`; read again when it "
+        "has changed.",
+    )
+    open_operations: Annotated[bool, Flag()] = Field(
+        False,
+        description="With `auth: none` beyond loopback: whether everybody may see status and metrics and "
+        "give orders too. With keys that takes the scope `operator`, on loopback without keys it is open.",
+    )
+    cors_origins: list[Annotated[str, Origin()]] = Field(
+        [],
+        description="Origins whose pages may call from browsers, such as https://chat.example.org; "
+        "`*` = all of them.",
+    )
     max_body: Annotated[int, Size("1KiB", "1GiB")] = Field(
         32 * 2**20, description="Largest request body; a larger one is refused with 413."
     )
@@ -130,6 +159,10 @@ class Loaded:
     document: Document
     edge: EdgeSettings
     telemetry: TelemetrySettings
+    keys: KeyFile
+    """The key file as it is now; none with `auth: none`."""
+    keys_path: Path
+    """Where it is, or would be."""
 
 
 def load(path: str | Path) -> Loaded:
@@ -153,13 +186,16 @@ def _examine(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
     edge = config.check(EdgeSettings, document.section("edge"), "edge", found)
     if edge is None or telemetry is None:
         return None, found
-    found.extend(_judge(edge, document))
+    keys_path = document.resolve(edge.keys_file)
+    keys = keyfile.load(keys_path)
+    found.extend(_judge(edge, keys))
     addresses = {}
     for name, default in (("admission", ADMISSION_LISTEN), ("lifecycle", LIFECYCLE_LISTEN)):
         own = getattr(edge, f"{name}_address")
         peer = None if own else config.check(_Listener, document.section(name), name, found)
         addresses[f"{name}_address"] = own or (peer.listen if peer and peer.listen else default)
-    return Loaded(document, edge.model_copy(update=addresses), telemetry), found
+    keys = keys if edge.auth == "keys" else KeyFile(exists=False)
+    return Loaded(document, edge.model_copy(update=addresses), telemetry, keys, keys_path), found
 
 
 def is_loopback(listen: str) -> bool:
@@ -171,28 +207,44 @@ def is_loopback(listen: str) -> bool:
         return False
 
 
-def _judge(edge: EdgeSettings, document: Document) -> list[Problem]:
+def _judge(edge: EdgeSettings, keys: KeyFile) -> list[Problem]:
     """What no single key can tell."""
-    found = []
-    if edge.auth == "keys" and not is_loopback(edge.listen):
-        found.append(
-            Problem(
-                "edge.listen",
-                f"{edge.listen} is reachable from elsewhere and nothing guards it; listen on 127.0.0.1, or "
-                "set edge.auth: none if everybody who can connect may use it",
-            )
-        )
-    if edge.auth == "keys" and document.resolve(edge.keys_file).exists():
-        found.append(
-            Problem(
-                "edge.keys_file",
-                f"{edge.keys_file} exists, but keys have no function in this version, so it would guard "
-                "nothing; move it away",
-            )
-        )
+    found = _judge_keys(edge, keys)
     found += [
         Problem("edge.extra_routes", f"{route} operates model servers; anybody may call it", warning=True)
         for route in edge.extra_routes
         if _OPERATING.fullmatch(route.partition(" ")[2])
     ]
+    return found
+
+
+def _judge_keys(edge: EdgeSettings, keys: KeyFile) -> list[Problem]:
+    """1. Nothing is checked: a key file guards nothing. 2. A key file is to be used: it must be fit for it.
+    3. There is none: then only this machine may ask."""
+
+    def odd(name: str, words: str) -> Problem:
+        return Problem(f"edge.{name}", words, warning=True)
+
+    path = "edge.keys_file"
+    if edge.auth == "none":  # 1
+        words = f"{edge.keys_file} exists, but with auth: none nobody is asked for a key"
+        return [odd("keys_file", words)] if keys.exists else []
+    found = []
+    if edge.open_operations:
+        found.append(
+            odd("open_operations", "has no effect with auth: keys; give operators a key with that scope")
+        )
+    if keys.exists:  # 2
+        found += [Problem(path, f"{edge.keys_file}: {one}", one.warning) for one in keys.problems]
+        if keys.usable and not any(not key.revoked for key in keys.keys):
+            found.append(odd("keys_file", f"{edge.keys_file} holds no key that could be used"))
+    elif not is_loopback(edge.listen):  # 3
+        words = (
+            f"{edge.listen} is reachable from elsewhere and {edge.keys_file} is not there to guard it: make "
+        )
+        words += (
+            "keys with `tidegate keys create`, listen on 127.0.0.1, or set edge.auth: none if everybody who "
+        )
+        words += "can connect may use it"
+        found.append(Problem("edge.listen", words))
     return found

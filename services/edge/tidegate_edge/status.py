@@ -15,6 +15,7 @@ from tidegate.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
 from tidegate_chassis import rpc
 from tidegate_chassis.plain import as_dict
 from tidegate_chassis.process import VERSION
+from tidegate_edge.guard import Guard
 from tidegate_edge.shared import Edge
 
 _PATIENCE = 2.0
@@ -25,22 +26,22 @@ class Status:
     """Asks both services, each with its own deadline; one that is away is told as such."""
 
     def __init__(self, admission: str, lifecycle: str) -> None:
-        """Addresses of the two services."""
+        """Addresses of the two services; `admission` and `lifecycle` are their stubs."""
         self.version = VERSION
         self._channels = [rpc.channel(admission), rpc.channel(lifecycle)]
-        self._admission = admission_pb2_grpc.AdmissionServiceStub(self._channels[0])
-        self._lifecycle = lifecycle_pb2_grpc.LifecycleServiceStub(self._channels[1])
+        self.admission = admission_pb2_grpc.AdmissionServiceStub(self._channels[0])
+        self.lifecycle = lifecycle_pb2_grpc.LifecycleServiceStub(self._channels[1])
 
     async def close(self) -> None:
         """Closes the channels."""
         for channel in self._channels:
             await channel.close()
 
-    async def snapshot(self, edge: Edge) -> dict[str, Any]:
+    async def snapshot(self, edge: Edge, guard: Guard) -> dict[str, Any]:
         """The whole of it."""
         queues, world = await asyncio.gather(
-            _asked(self._admission.GetQueues(admission_pb2.GetQueuesRequest(), timeout=_PATIENCE)),
-            _asked(self._lifecycle.GetStatus(lifecycle_pb2.GetStatusRequest(), timeout=_PATIENCE)),
+            _asked(self.admission.GetQueues(admission_pb2.GetQueuesRequest(), timeout=_PATIENCE)),
+            _asked(self.lifecycle.GetStatus(lifecycle_pb2.GetStatusRequest(), timeout=_PATIENCE)),
         )
         admission = queues | queues.pop("queues", {})
         models = {model.name: {"state": model.state} for model in edge.catalog.models()}
@@ -61,7 +62,8 @@ class Status:
                 "version": self.version,
                 "uptime_s": round(time.monotonic() - edge.started, 1),
                 "session": edge.session.session_id,
-                **{name: int(value) for name, value in edge.gauges().items()},
+                **{name: int(value) for name, value in (edge.gauges() | guard.gauges()).items()},
+                "keys_problems": list(guard.problems),
             },
             "admission": admission,
             "lifecycle": world,

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
-from pathlib import Path
 
 import structlog
 
+from tidegate_chassis.watch import FileWatch
 from tidegate_lifecycle.messages import ConfigRefused, Message, Reloaded
 from tidegate_lifecycle.reload import needs_restart
 from tidegate_lifecycle.settings import Loaded, policy, reload
 
 log = structlog.get_logger("tidegate.config")
 
-PACE = 0.5
-"""Seconds between two looks at the file. A change counts when two of them have seen the same: editors write
-in several steps, or put another file in its place."""
 OTHERS = ("edge", "admission", "tenants")
 """Sections that other services read, at their start."""
-
-Look = tuple[int, int, int] | None
-"""Time of the last change, size and inode; None = there is no such file."""
 
 
 class ConfigFile:
@@ -34,21 +27,13 @@ class ConfigFile:
         self._path = started.document.path
         self._said = started.document.sections
         self._refused: tuple[str, ...] = ()
-        self._look: Look = None
-        self._done: Look = None
 
     async def run(self, asked: asyncio.Event) -> None:
         """Until cancelled. `asked`, which is cleared, has the file read at once, changed or not."""
+        watch = FileWatch(self._path)
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asked.wait(), PACE)
-            at_once = asked.is_set()
-            asked.clear()
-            look = await asyncio.to_thread(_look, self._path)
-            steady, self._look = look == self._look, look
-            if at_once or (steady and look != self._done):
-                self._done = look
-                await self._examine(at_once)
+            at_once = await watch.changed(asked)
+            await self._examine(at_once)
 
     async def _examine(self, at_once: bool) -> None:
         """1. It says what it said before (a comment has changed, say): nothing to tell, unless asked to.
@@ -79,11 +64,3 @@ class ConfigFile:
             keys += ("lifecycle.devices",)  # they weren't looked at, because no model was to run here
         keys += needs_restart(started.telemetry, loaded.telemetry, "telemetry")
         return keys + tuple(name for name in OTHERS if before.section(name) != after.section(name))
-
-
-def _look(path: Path) -> Look:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -30,6 +30,7 @@ def add(commands: Any) -> None:
     _explain(commands)
     _events(commands)
     _logs(commands)
+    _keys(commands)
 
 
 def _leases(commands: Any) -> None:
@@ -134,6 +135,25 @@ def _logs(commands: Any) -> None:
     )
     _json(logs, "as JSON, one line each")
     _where("lifecycle", logs)
+
+
+def _keys(commands: Any) -> None:
+    actions = _noun(commands, "keys", "who may ask: make API keys, list them, revoke one")
+    create = actions.add_parser("create", help="make a key and print it: it is shown this once")
+    create.add_argument("--name", default="", metavar="TEXT", help="for people")
+    create.add_argument("--tenant", default="default", metavar="NAME", help="whose share and rates count")
+    models = "a model that it may use, by name or alias; again for more (all)"
+    create.add_argument("--model", default=[], action="append", metavar="NAME", help=models)
+    scopes = "inference or operator; again for both (inference)"
+    create.add_argument("--scope", default=[], action="append", metavar="SCOPE", help=scopes)
+    create.add_argument("--act-as", action="store_true", help="it may name a tenant and a priority by header")
+    create.add_argument("--expires", metavar="DURATION", help="such as 30d (never)")
+    listing = actions.add_parser("list", help="all keys: what they begin with, never the keys themselves")
+    revoke = actions.add_parser("revoke", help="refuse a key from now on")
+    revoke.add_argument("key", metavar="ID", help="as `keys list` shows it")
+    for command in (create, listing, revoke):
+        _json(command)
+        command.add_argument("--config", metavar="FILE", required=True, help="names the file: edge.keys_file")
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:

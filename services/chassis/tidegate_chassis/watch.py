@@ -1,0 +1,53 @@
+"""Notices that a file has changed. Looks are taken in a thread, a few a second."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+PACE = 0.5
+"""Seconds between two looks at the file. A change counts when two of them have seen the same: editors write
+in several steps, or put another file in its place."""
+
+_Look = tuple[int, int, int] | None
+"""Time of the last change (of the mode too), size and inode; None = there is no such file."""
+
+
+class FileWatch:
+    """One file, and how it looked last."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._look: _Look = None
+        self._told: _Look = None
+
+    async def changed(self, asked: asyncio.Event | None = None) -> bool:
+        """Waits until the file looks otherwise than at the last return; the first look at one that exists
+        counts too. Or until `asked`, which is cleared; True = it was asked for."""
+        while True:
+            at_once = await _pause(asked)
+            look = await asyncio.to_thread(_look, self._path)
+            steady, self._look = look == self._look, look
+            if at_once or (steady and look != self._told):
+                self._told = look
+                return at_once
+
+
+async def _pause(asked: asyncio.Event | None) -> bool:
+    if asked is None:
+        await asyncio.sleep(PACE)
+        return False
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asked.wait(), PACE)
+    at_once = asked.is_set()
+    asked.clear()
+    return at_once
+
+
+def _look(path: Path) -> _Look:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ctime_ns, found.st_size, found.st_ino
