@@ -55,7 +55,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
             for task in done:
                 task.result()
             raise RuntimeError("a part of the edge has ended by itself")
-        await _drain(edge)
+        await _drain(edge, server)
     finally:
         await asyncio.gather(session.close(_LAST), server.stop(1.0))
         for link in links:
@@ -75,9 +75,9 @@ def _limits(settings: EdgeSettings) -> Limits:
     )
 
 
-async def _drain(edge: Edge) -> None:
+async def _drain(edge: Edge, server: Server) -> None:
     """No new requests; running ones have a while, then end with an error."""
-    edge.draining = True
+    edge.draining = server.draining = True
     log.info("draining", in_flight=len(edge.relays))
     if not await edge.relays.gone(_DRAIN):
         log.warning("ending what still runs", in_flight=len(edge.relays))

@@ -18,7 +18,7 @@ from tidegate_edge.cors import Cors
 from tidegate_edge.downstream.exchange import Exchange
 from tidegate_edge.envelope import Failure
 from tidegate_edge.guard import Guard
-from tidegate_edge.head import Head, Headers, new_request_id, raw_field, read_head
+from tidegate_edge.head import Head, Headers, raw_field, read_head, request_id
 from tidegate_edge.keyring import NOBODY, Caller
 from tidegate_edge.operations import Operations, Order, refuse_strangers
 from tidegate_edge.relay import Relay
@@ -132,7 +132,7 @@ class App:
             exchange.whole(status, [(b"content-type", kind), *own], body)
         except Failure as failure:
             self._edge.metrics.refused(failure.code)()
-            Answer(exchange, path).fail(failure, own or self._own(headers, new_request_id()))
+            Answer(exchange, path).fail(failure, own or self._own(headers, request_id(headers)))
 
     def _own(self, headers: Headers, request_id: bytes) -> Headers:
         """The fields that every answer has."""

@@ -25,6 +25,8 @@ class Kind:
     """Seconds for Retry-After when nobody knows better; 0 = none is sent unless the failure brings one."""
     close: bool = False
     """The connection is closed: what is left of the request on it can't be told from the next one."""
+    final: bool = False
+    """No retry can help, though clients' libraries try again after such a status."""
 
 
 _INVALID = "invalid_request_error"
@@ -53,8 +55,8 @@ KINDS: dict[str, Kind] = {
     "rate_limit_exceeded": Kind(429, "rate_limit_error", retry=5),
     "headers_too_large": Kind(431, _INVALID, close=True),
     "internal_error": Kind(500, "api_error"),
-    "not_implemented": Kind(501, _INVALID, close=True),
-    "http_version_not_supported": Kind(505, _INVALID, close=True),
+    "not_implemented": Kind(501, _INVALID, close=True, final=True),
+    "http_version_not_supported": Kind(505, _INVALID, close=True, final=True),
     "upstream_error": Kind(502, "upstream_error"),
     "model_failed": Kind(503, _BUSY, retry=30),
     "no_capacity": Kind(503, _BUSY, retry=30),
@@ -140,7 +142,7 @@ class Failure(Exception):
         if seconds:
             seconds = seconds if self.told and self.retry_after else spread(seconds)
             found.append((b"retry-after", str(retry_after(seconds)).encode()))
-        if self.final:
+        if self.final or self.kind.final:
             found.append((b"x-should-retry", b"false"))
         if self.status == 401:
             found.append((b"www-authenticate", b"Bearer"))

@@ -145,6 +145,14 @@ def read_head(headers: Headers) -> Head:
     return head
 
 
+def request_id(headers: Headers) -> bytes:
+    """The caller's when it is sane, else a new one; also of a request whose other fields are wrong."""
+    for name, value in headers:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return value
+    return new_request_id()
+
+
 def new_request_id() -> bytes:
     """A name, no secret."""
     return b"%032x" % getrandbits(128)

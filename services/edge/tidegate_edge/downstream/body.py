@@ -6,11 +6,18 @@ import re
 
 from tidegate_edge.envelope import Failure
 
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*+(?:;[^\x00-\x08\x0a-\x1f\x7f]*+)?")
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;" + _TOKEN + rb"(?:=(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?)*+")
+"""A chunk's size and extensions; without the blanks around `;` and `=` that nobody sends."""
 _LONGEST_LINE = 1024
 """Bytes of a line with a chunk's size and its extensions."""
-_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+")
+_TRAILER = re.compile(
+    rb"(?!(?i:content-length|transfer-encoding):)" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*+"
+)
 _LONGEST_TRAILERS = 8192
+_MOST_EXCESS = 16384
+"""Bytes of lines beyond 16 and twice the data, for each chunk: the body's limit counts no extensions."""
 
 
 class Sized:
@@ -40,7 +47,7 @@ class Sized:
 class Chunks:
     """A body in chunks. Trailers are checked and dropped, extensions too."""
 
-    __slots__ = ("_in_chunk", "_rest", "_trailers", "complete")
+    __slots__ = ("_excess", "_in_chunk", "_rest", "_trailers", "complete")
 
     left = None
     """How much is still to come isn't known."""
@@ -51,6 +58,7 @@ class Chunks:
         self._rest = b""
         self._in_chunk = 0
         """Bytes of the present chunk that have not come yet, its line end included; 0 = a line is next."""
+        self._excess = 0
         self._trailers = -1
         """Bytes of trailers seen; -1 = the last chunk hasn't come."""
 
@@ -99,6 +107,9 @@ class Chunks:
             if size is None:
                 raise _bad("a chunk's size is malformed")
             length = int(size[1], 16)
+            self._excess = max(0, self._excess + len(line) - 16 - 2 * length)
+            if self._excess > _MOST_EXCESS:
+                raise _bad("its chunks are mostly extensions")
             if length:
                 self._in_chunk = length + 2
             else:

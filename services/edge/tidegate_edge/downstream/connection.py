@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 from enum import Enum
@@ -27,6 +28,9 @@ _HIGH = 64 * 1024
 """Bytes in our hands that a client has not taken, after which its answer waits."""
 _RESET = struct.pack("ii", 1, 0)
 _END = b"\r\n\r\n"
+_FIRST = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z\r]")
+"""The first byte of a method, or of an empty line before it."""
+_REQUEST_ID = re.compile(rb"\r\n(?i:x-request-id):[ \t]*([A-Za-z0-9._-]{1,128})[ \t]*\r\n")
 
 
 class Stage(Enum):
@@ -42,8 +46,8 @@ class Connection(asyncio.Protocol):
     """A client's connection. `stage` has one writer, `_to`."""
 
     __slots__ = (
-        "_exchange", "_hearing", "_pending", "_transport", "_waiter", "client", "clock", "secure", "server",
-        "stage", "stuck",
+        "_exchange", "_hearing", "_pending", "_skipped", "_transport", "_waiter", "client", "clock", "owed",
+        "secure", "server", "stage", "stuck",
     )  # fmt: skip
 
     def __init__(self, server: Server) -> None:
@@ -51,6 +55,8 @@ class Connection(asyncio.Protocol):
         self.stage = Stage.IDLE
         self.clock: Deadlines[Connection] | None = None
         """Where the time of its stage runs."""
+        self.owed = 0
+        """Bytes of ours that waited for the client when it was last looked at."""
         self.client = ("", 0)
         """Address and port of the other end."""
         self.secure = False
@@ -61,6 +67,8 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._pending = b""
         """What has come and belongs to no request yet."""
+        self._skipped = False
+        """An empty line before the next request was left out."""
         self._hearing = True
         self._waiter: asyncio.Future[None] | None = None
 
@@ -72,9 +80,9 @@ class Connection(asyncio.Protocol):
         return self.server.draining
 
     @property
-    def unsent(self) -> bool:
-        """Bytes of ours wait for the client."""
-        return self._transport is not None and self._transport.get_write_buffer_size() > 0
+    def unsent(self) -> int:
+        """Bytes of ours that wait for the client, or for the end of this turn of the loop."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def expired(self) -> None:
         """The time of its stage has passed."""
@@ -86,11 +94,21 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def overdue(self) -> None:
-        """Its client should have taken everything by now."""
-        if self.unsent or self.stage is Stage.LAST:
+        """Its client has had the time for what waits. One that took none of it is cut."""
+        left = self.unsent
+        if left and left >= self.owed:
             self.cut(reset=True)
-        elif self.stage is Stage.IDLE:
-            self._to(Stage.IDLE)
+        elif left:
+            self.server.owes(self)
+        else:
+            self._to(self.stage)
+
+    def lingered(self) -> None:
+        """Its client has had the time to take the last answer and to close."""
+        if self.unsent:
+            self.server.owes(self)
+        else:
+            self.cut(reset=False)
 
     def close(self) -> None:
         """Closes it when the client has taken what is left."""
@@ -162,6 +180,8 @@ class Connection(asyncio.Protocol):
         self.secure = made.get_extra_info("ssl_object") is not None
         if self.server.welcome(self):
             self._to(Stage.IDLE)
+        elif self.server.flooded:
+            self.cut(reset=True)
         else:
             self._refuse(Failure("server_is_overloaded", "Too many connections; try again soon."))
 
@@ -202,7 +222,9 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.stuck = False
         self._wake()
-        if self.stage is Stage.IDLE and self._pending:
+        if self.stage is Stage.IDLE:
+            self._to(Stage.IDLE)
+            self.hear(True)
             self._begin()
 
     # The stages.
@@ -212,20 +234,24 @@ class Connection(asyncio.Protocol):
         self.server.staged(self)
 
     def _begin(self) -> None:
-        """Looks for a request's head in what has come."""
-        if self.stuck or self.stage is Stage.LAST:
-            return  # a client that takes no answers gets no further ones
-        pending = self._pending
-        if pending.startswith(b"\r\n"):
-            pending = self._pending = pending.lstrip(b"\r\n")
+        """Looks for a request's head in what has come. It may be called when there is none to be taken: one
+        is answered, or the client takes no answers."""
+        if self._exchange is not None or self.stage is Stage.LAST:
+            return
+        pending, longest = self._pending, self.server.longest_head
+        if self.stuck:
+            if len(pending) > longest:
+                self.hear(False)
+            return
+        while pending.startswith(b"\r\n"):
+            if self._skipped:
+                self._refuse(Failure("bad_request", "The request is malformed: empty lines stand before it."))
+                return
+            self._skipped = True
+            pending = self._pending = pending[2:]
         end = pending.find(_END)
-        longest = self.server.longest_head
         if end < 0 and len(pending) <= longest:
-            if pending and self.stage is not Stage.HEAD:
-                self._to(Stage.HEAD)
-            line = pending.find(b"\n")
-            if line >= 0 and pending[line - 1 : line] != b"\r":
-                self._refuse(Failure("bad_request", "The request is malformed: a line ends without CR."))
+            self._partly(pending)
             return
         try:
             if end > longest or end < 0:
@@ -234,13 +260,24 @@ class Connection(asyncio.Protocol):
         except Failure as failure:
             self._refuse(failure)
             return
-        self._pending = pending[end + 4 :]
+        self._pending, self._skipped = pending[end + 4 :], False
         self._exchange = exchange = Exchange(self, head)
         self._to(Stage.ANSWER)
         if self._pending and not exchange.heard:
             data, self._pending = self._pending, b""
             self._hear_body(exchange, data)
         self.server.serve(exchange)
+
+    def _partly(self, pending: bytes) -> None:
+        """A head has not come whole. What will never be one is refused now."""
+        stage = Stage.HEAD if pending else Stage.IDLE
+        if self.stage is not stage:
+            self._to(stage)
+        line = pending.find(b"\n")
+        if pending and _FIRST.match(pending) is None:
+            self._refuse(Failure("bad_request", "The request is malformed: this is no HTTP."))
+        elif line >= 0 and pending[line - 1 : line] != b"\r":
+            self._refuse(Failure("bad_request", "The request is malformed: a line ends without CR."))
 
     def _hear_body(self, exchange: Exchange, data: bytes) -> None:
         try:
@@ -280,7 +317,7 @@ class Connection(asyncio.Protocol):
         self.server.refused(failure)
         body = failure.body()
         fields = [field for field in failure.headers() if field[0] != b"connection"]
-        fields += [(b"content-length", b"%d" % len(body)), (b"x-request-id", new_request_id())]
+        fields += [(b"content-length", b"%d" % len(body)), (b"x-request-id", self._request_id())]
         fields += [(b"date", http_date()), (b"connection", b"close")]
         lines = [status_line(failure.status), *(b"%s: %s" % field for field in fields)]
         self.write(b"\r\n".join(lines) + _END + body)
@@ -288,6 +325,11 @@ class Connection(asyncio.Protocol):
         self._to(Stage.LAST)
         if self._transport is not None and self._transport.can_write_eof():
             self._transport.write_eof()
+
+    def _request_id(self) -> bytes:
+        """What the client calls a request that was refused, when that is sane; else a new name."""
+        said = _REQUEST_ID.search(self._pending, 0, self.server.longest_head)
+        return said[1] if said else new_request_id()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

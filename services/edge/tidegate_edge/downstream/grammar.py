@@ -22,8 +22,10 @@ MAX_FIELDS = 256
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _REQUEST = re.compile(rb"(" + _TOKEN + rb") ([!-~]++) HTTP/([0-9])\.([0-9])")
 _FIELDS = re.compile(rb"(?:\r\n" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*+)*+")
-_ABSOLUTE = re.compile(rb"(?i:https?)://[^/?#]+")
-_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=\-]*(?::[0-9]*)?|\[[0-9A-Fa-f:.]+\](?::[0-9]*)?")
+_METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE"))
+_AUTHORITY = rb"(?:[A-Za-z0-9._~%!$&'()*+,;=\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?"
+_ABSOLUTE = re.compile(rb"(?i:https?)://" + _AUTHORITY + rb"(?=[/?#]|$)")
+_HOST = re.compile(rb"(?:" + _AUTHORITY + rb")?")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"host", b"expect"))
 
@@ -57,6 +59,8 @@ def parse_head(raw: bytes) -> RequestHead:
     method, target, major, minor = request.groups()
     if major != b"1":
         raise Failure("http_version_not_supported", "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+    if method not in _METHODS:
+        raise Failure("not_implemented", "This method is not known here.")
     if _FIELDS.fullmatch(raw, len(line)) is None:
         raise _bad("a header field is malformed")
     lines = raw.split(b"\r\n")
@@ -90,8 +94,6 @@ def _target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
     if not target.startswith(b"/"):
         if target == b"*" and method == b"OPTIONS":
             return target, b""
-        if method == b"CONNECT":
-            raise Failure("not_implemented", "CONNECT is not offered: this is no proxy.")
         authority = _ABSOLUTE.match(target)
         if authority is None:
             raise _bad("its target is no path")

@@ -27,6 +27,8 @@ _LINGER = 2.0
 """Seconds in which what a client still sends behind its connection's last answer is read and dropped."""
 _SPARE_FILES = 256
 """Open files beside clients' connections and as many to model servers."""
+_TOLD = 128
+"""Clients beyond the most connections that are told so at one time; it takes them a moment to close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Server:
         self._idle = Deadlines[Connection](limits.idle_timeout, Connection.expired)
         self._heads = Deadlines[Connection](limits.head_timeout, Connection.expired)
         self._flushing = Deadlines[Connection](limits.write_timeout, Connection.overdue)
-        self._lingering = Deadlines[Connection](_LINGER, Connection.overdue)
+        self._lingering = Deadlines[Connection](_LINGER, Connection.lingered)
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -98,6 +100,11 @@ class Server:
 
     # What connections say.
 
+    @property
+    def flooded(self) -> bool:
+        """There are so many connections that a new one can't even be told so."""
+        return len(self._connections) > self._most + _TOLD
+
     def welcome(self, connection: Connection) -> bool:
         """A new one. Beyond the most the one that has been idle longest goes; False when none is idle."""
         self._connections.add(connection)
@@ -111,11 +118,11 @@ class Server:
 
     def staged(self, connection: Connection) -> None:
         """It is in another stage, and has that stage's time."""
-        if connection.clock is not None:
-            connection.clock.discard(connection)
-        connection.clock = clock = self._clock(connection)
-        if clock is not None:
-            clock.add(connection)
+        self._time(connection, self._clock(connection))
+
+    def owes(self, connection: Connection) -> None:
+        """Its client has time to take what waits for it."""
+        self._time(connection, self._flushing)
 
     def _clock(self, connection: Connection) -> Deadlines[Connection] | None:
         stage = connection.stage
@@ -123,9 +130,18 @@ class Server:
             return None  # its time limits are the application's
         if stage is Stage.HEAD:
             return self._heads
-        if connection.unsent:
-            return self._flushing
-        return self._idle if stage is Stage.IDLE else self._lingering
+        if stage is Stage.LAST:
+            return self._lingering
+        return self._flushing if connection.stuck else self._idle
+
+    def _time(self, connection: Connection, clock: Deadlines[Connection] | None) -> None:
+        if connection.clock is not None:
+            connection.clock.discard(connection)
+        connection.clock = clock
+        if clock is self._flushing:
+            connection.owed = connection.unsent
+        if clock is not None:
+            clock.add(connection)
 
     def gone(self, connection: Connection) -> None:
         """It is closed."""

@@ -1,0 +1,153 @@
+"""Clients that send slowly, read nothing, or leave by halves: bounded in memory and in time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+
+import pytest
+
+from tests.edge.wire.attacked import FLOOD, GROWTH, Attacked
+from tests.edge.wire.kernel import queues
+from tests.edge.wire.raw import Talk, Wire, post
+from tests.support.until import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+EDGE = {"head_timeout": "2s", "write_timeout": "2s", "idle_timeout": "4s", "max_body": "32MiB"}
+GET = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
+STREAM = post(body=b'{"model":"small","stream":true,"x":%s}' % FLOOD)
+LARGEST_QUEUE = 512 * 1024
+"""Bytes that the kernel may hold for one client."""
+
+
+async def drip(wire: Wire, data: bytes) -> Talk:
+    """Sends a byte each tenth of a second, and hears what comes."""
+
+    async def send() -> None:
+        for byte in data:
+            await wire.say(bytes([byte]))
+            await asyncio.sleep(0.1)
+
+    sending = asyncio.ensure_future(send())
+    try:
+        return await wire.rest()
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        await wire.closed()
+
+
+async def test_five_hundred_dripping_clients_are_ended_and_others_served(edge: Attacked) -> None:
+    """Half of them never finish a head, half never a body: 408 when their time is over, however busy they
+    seem, and no model server hears of them."""
+    before, seen = edge.memory(), len(edge.server.seen)
+    head = post(*[b"x: y"] * 100)
+    body = post(b"content-length: 1000", length=False, body=b" " * 900)
+    split = body.index(b"\r\n\r\n") + 4
+    wires = [await Wire.to(edge.port) for _ in range(500)]
+    dripping = [asyncio.ensure_future(drip(wire, head)) for wire in wires[:250]]
+    for wire in wires[250:]:
+        await wire.say(body[:split])
+        dripping.append(asyncio.ensure_future(drip(wire, body[split:])))
+    served = 0
+    while not all(one.done() for one in dripping):
+        await edge.serves()
+        served += 1
+    talks = await asyncio.gather(*dripping)
+    assert [talk.statuses for talk in talks] == [[408]] * 500
+    assert {talk.answers[0].error["code"] for talk in talks} == {"request_timeout"}
+    assert {talk.answers[0].header("connection") for talk in talks} == {"close"}
+    assert served > 5
+    assert len(edge.server.seen) == seen + served
+    assert edge.memory() - before <= GROWTH
+
+
+async def test_who_sends_nothing_is_closed_without_a_word(edge: Attacked) -> None:
+    """Before the first request and between two: that is no error."""
+    silent_one, kept = await edge.wire(), await edge.wire()
+    await kept.say(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await kept.answer()).status == 200
+    for wire in (silent_one, kept):
+        talk = await wire.rest()
+        assert (talk.answers, talk.reset) == ([], False)
+
+
+@pytest.mark.parametrize("what", ["a stream", "pages"])
+async def test_who_reads_nothing_is_bounded_and_cut_on_the_wire(edge: Attacked, what: str) -> None:
+    """Fifty of them: a few hundred KiB each in the kernel, little in the edge, and after write_timeout the
+    connection is gone, and so is the stream it took."""
+    before = edge.memory()
+    clients = [edge.silent() for _ in range(50)]
+    ports = {client.getsockname()[1] for client in clients}
+    for client in clients:
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            client.sendall(STREAM if what == "a stream" else GET * 5000)
+    largest, grown = 0, 0.0
+
+    def gone() -> bool:
+        nonlocal largest, grown
+        now, grown = queues(edge.port), max(grown, edge.memory() - before)
+        largest = max([largest, *(now[port] for port in ports & now.keys())])
+        return not ports & now.keys()
+
+    await until(gone, "all of them are cut", 20)
+    assert 0 < largest <= LARGEST_QUEUE
+    assert grown <= GROWTH
+    await until(lambda: not edge.flooding, "their streams have ended")
+    for client in clients:
+        client.close()
+    await edge.serves()
+
+
+async def test_who_reads_slowly_but_reads_is_not_cut(edge: Attacked) -> None:
+    """A page of some size, taken in pieces over more than write_timeout, comes whole."""
+    sock = edge.silent()
+    sock.sendall(GET * 400 + b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    got, begun = b"", time.monotonic()
+    while piece := await asyncio.to_thread(sock.recv, 65536):
+        got += piece
+        await asyncio.sleep(0.06 if time.monotonic() - begun < 4 else 0)
+    assert got.count(b"HTTP/1.1 200 ") == 401
+    assert time.monotonic() - begun > 3
+    sock.close()
+
+
+@pytest.mark.parametrize("body", [b'{"model":"small"}', b'{"model":"small","x":%s}' % FLOOD])
+async def test_who_has_closed_its_half_leaves_nothing_behind(edge: Attacked, body: bytes) -> None:
+    """A client that sends no more counts as gone, or is answered: either way its connection ends, and what
+    was begun for it."""
+    sock = edge.silent()
+    sock.sendall(post(body=body))
+    sock.shutdown(socket.SHUT_WR)
+    ours = sock.getsockname()[1]
+    await until(lambda: ours not in queues(edge.port), "its connection is closed")
+    await until(lambda: not edge.flooding, "its stream has ended")
+    sock.close()
+    half = edge.silent()
+    half.sendall(post(body=body)[:-5])
+    half.shutdown(socket.SHUT_WR)
+    ours = half.getsockname()[1]
+    await until(lambda: ours not in queues(edge.port), "its connection is closed")
+    half.close()
+    await edge.serves()
+
+
+async def test_who_leaves_a_stream_ends_it(edge: Attacked) -> None:
+    """Closed, half-closed or reset, in mid-stream."""
+    for how in ("close", "half", "reset"):
+        wire = await Wire.to(edge.port)
+        await wire.say(STREAM)
+        await wire.reader.readuntil(b"data: ")
+        await until(lambda: edge.flooding, "it streams")
+        if how == "half":
+            wire.writer.write_eof()
+        elif how == "close":
+            wire.writer.close()
+        else:
+            wire.writer.transport.abort()
+        await until(lambda: not edge.flooding, f"the stream has ended: {how}")
+        await wire.closed()
