@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from tidegate_admission.settings import AdmissionSettings, TenantSettings
 from tidegate_chassis.config import TelemetrySettings
 from tidegate_chassis.kinds import Kind
+from tidegate_chassis.tls import TlsSettings
 from tidegate_edge.settings import EdgeSettings
 from tidegate_lifecycle.model_settings import ModelSettings
 from tidegate_lifecycle.settings import LifecycleSettings
@@ -34,7 +35,7 @@ One YAML file for all services; each reads its own sections, and `tidegate confi
   "none" only where it says so.
 - `${NAME}` in any value is taken from the environment; a name that isn't set is an error.
 - `TIDEGATE_<SECTION>__<KEY>` in the environment replaces a value of the sections edge, admission,
-  lifecycle and telemetry: `TIDEGATE_EDGE__LISTEN=127.0.0.1:9000`.
+  lifecycle, tls and telemetry: `TIDEGATE_EDGE__LISTEN=127.0.0.1:9000`.
 - Relative paths, and the working directory of model servers, are relative to the file's folder.
 - Unknown keys are errors. A key marked *later* is known, but has no function in this version: any value
   but its default is refused.
@@ -50,6 +51,7 @@ SECTIONS: list[tuple[str, type[BaseModel], str]] = [
         ModelSettings,
         "The models. `defaults` takes the same keys; a model's own value wins.",
     ),
+    ("tls", TlsSettings, "TLS between the services: gRPC on every `host:port`. Unix sockets stay plain."),
     ("telemetry", TelemetrySettings, "Logs and traces of all services."),
 ]
 

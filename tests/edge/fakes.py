@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -316,7 +317,7 @@ class EdgeProcess:
     def _listening(self) -> bool:
         for line in self.lines():
             text = str(line.get("event", ""))
-            if text.startswith("listening on http://"):
+            if text.startswith(("listening on http://", "listening on https://")):
                 self.port = int(text.rsplit(":", 1)[1])
         return bool(self.port)
 
@@ -383,8 +384,8 @@ class Client:
         self.reader, self.writer = reader, writer
 
     @classmethod
-    async def to(cls, port: int) -> Client:
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
+    async def to(cls, port: int, tls: ssl.SSLContext | None = None) -> Client:
+        return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=tls))
 
     async def send(self, method: str, path: str, body: bytes = b"", **headers: str) -> None:
         fields = {"host": "gateway", **{name.replace("_", "-"): value for name, value in headers.items()}}

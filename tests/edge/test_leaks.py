@@ -49,7 +49,6 @@ async def application(
                 link.cancel()
             await asyncio.wait(links)
             await upstream.close()
-            await status.close()
 
 
 async def events(connection: Connection) -> None:

@@ -133,7 +133,7 @@ class _Front:
     def __init__(self, w: World, app: App) -> None:
         self._world, self._app = w, app
 
-    async def start(self, _: Any) -> None:
+    async def start(self, listening: Any, certificates: Any) -> None:
         """Requests may come."""
         self._world.app = self._app
 

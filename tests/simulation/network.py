@@ -109,17 +109,18 @@ class Channel:
     async def __aexit__(self, *_: object) -> None:
         return None
 
+    async def channel_ready(self) -> None:
+        """Its calls wait for the server themselves."""
+
     def stream_stream(
         self, method: str, request_serializer: Any, response_deserializer: Any, **_: object
     ) -> Callable[..., Call]:
-        return lambda wait_for_ready=True: self._open(method, request_serializer, response_deserializer)
+        return lambda: self._open(method, request_serializer, response_deserializer)
 
     def unary_stream(
         self, method: str, request_serializer: Any, response_deserializer: Any, **_: object
     ) -> Callable[..., Call]:
-        return lambda request, wait_for_ready=True: self._open(
-            method, request_serializer, response_deserializer, request
-        )
+        return lambda request: self._open(method, request_serializer, response_deserializer, request)
 
     def unary_unary(
         self, method: str, request_serializer: Any, response_deserializer: Any, **_: object

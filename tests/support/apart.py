@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,18 @@ class Apart:
         *,
         edges: int = 1,
         edge: Mapping[str, Any] | None = None,
+        edge_tls: Sequence[Mapping[str, str]] = (),
         **sections: dict[str, Any],
     ) -> None:
-        """`edge`: settings of all edges. Each edge reaches admission through `links[i]`, admission reaches
-        lifecycle through `supply`."""
+        """`edge`: settings of all edges, `edge_tls` the section `tls` of each. Each edge reaches admission
+        through `links[i]`, admission reaches lifecycle through `supply`."""
         listen = {name: free_port() for name in ("admission", "lifecycle", "metrics")}
         self.books_address = f"127.0.0.1:{listen['admission']}"
         self.metrics_address = f"127.0.0.1:{listen['metrics']}"
         self.supply = Proxy(listen["lifecycle"])
         self.links = [Proxy(listen["admission"]) for _ in range(edges)]
         self.ports = [free_port() for _ in range(edges)]
+        self._tls = sections.get("tls", {})
         self.base = Gateway(folder, {"models": models, **self._sections(listen, sections)})
         self._paths = dict.fromkeys(("lifecycle", "admission"), self.base.config_path)
         for number, (port, link) in enumerate(zip(self.ports, self.links, strict=True)):
@@ -52,7 +54,8 @@ class Apart:
                 **(edge or {}),
             }
             self._paths[f"edge{number}"] = folder / f"edge{number}.yaml"
-            self._paths[f"edge{number}"].write_text(yaml.safe_dump({"edge": own}))
+            written = {"edge": own, **({"tls": dict(edge_tls[number])} if edge_tls else {})}
+            self._paths[f"edge{number}"].write_text(yaml.safe_dump(written))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._killed: set[str] = set()
         self._before = Counter[str]()
@@ -116,9 +119,15 @@ class Apart:
 
     def books(self) -> pb.Queues:
         """Admission's own books, asked for without any edge."""
-        with grpc.insecure_channel(self.books_address) as channel:
+        with self._channel() as channel:
             stub = admission_pb2_grpc.AdmissionServiceStub(channel)
             return stub.GetQueues(pb.GetQueuesRequest(), timeout=5).queues
+
+    def _channel(self) -> grpc.Channel:
+        if not self._tls:
+            return grpc.insecure_channel(self.books_address)
+        ca, key, cert = (Path(self._tls[name]).read_bytes() for name in ("ca", "key", "cert"))
+        return grpc.secure_channel(self.books_address, grpc.ssl_channel_credentials(ca, key, cert))
 
     def queue(self, model: str) -> pb.QueueState:
         """One model's queue, by these books."""

@@ -174,6 +174,10 @@ class Channel:
         """Many requests, many responses."""
         return lambda **options: Call(self, method, request_serializer, response_deserializer, **options)
 
+    async def channel_ready(self) -> None:
+        """Waits until somebody listens."""
+        await self.network.reach(self.address)
+
     async def close(self, grace: float | None = None) -> None:
         """Cancels what is under way."""
         for call in list(self.calls):

@@ -51,6 +51,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event) -> None:
     tasks: list[asyncio.Task[Any]] = [
         asyncio.create_task(Link(loaded.lifecycle_address, incarnation, dispatcher, clock).run()),
         asyncio.create_task(Timer(dispatcher, gaps, clock).run()),
+        asyncio.create_task(rpc.watch_certificates()),
         asyncio.create_task(stop.wait()),
     ]
     gc.freeze()  # what exists now lives as long as the process: the collector needn't look at it again
@@ -92,6 +93,7 @@ def main() -> int:
     path: Path = process.command_line("admission", settings.problems)
     loaded = settings.load(path)
     telemetry.set_up("admission", loaded.telemetry)
+    rpc.secure(loaded.tls)
     try:
         return process.run(lambda stop: serve(loaded, stop))
     finally:

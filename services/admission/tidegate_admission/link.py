@@ -58,26 +58,23 @@ class Link:
 
     async def run(self) -> None:
         """Keeps the stream open."""
-        async with rpc.channel(self._address) as channel:
-            stub = pb_grpc.LifecycleServiceStub(channel)
-            delays = rpc.reconnect_delays()
-            while True:
-                try:
-                    await self._coordinate(stub)
-                except aio.AioRpcError as error:
-                    if rpc.reason_of(error) == "REASON_SUPERSEDED":
-                        raise SupersededError from None
-                    log.debug("lifecycle.away", code=error.code().name)
-                if self._dispatcher.linked:
-                    self._dispatcher.unlinked(self._clock())
-                    delays = rpc.reconnect_delays()
-                    log.warning("lifecycle.lost", keeps="its last settled supply")
-                await asyncio.sleep(next(delays))
+        delays = rpc.reconnect_delays()
+        while True:
+            try:
+                async with rpc.connected(self._address) as channel:
+                    await self._coordinate(pb_grpc.LifecycleServiceStub(channel))
+            except aio.AioRpcError as error:
+                if rpc.reason_of(error) == "REASON_SUPERSEDED":
+                    raise SupersededError from None
+                log.debug("lifecycle.away", code=error.code().name)
+            if self._dispatcher.linked:
+                self._dispatcher.unlinked(self._clock())
+                delays = rpc.reconnect_delays()
+                log.warning("lifecycle.lost", keeps="its last settled supply")
+            await asyncio.sleep(next(delays))
 
     async def _coordinate(self, stub: pb_grpc.LifecycleServiceAsyncStub) -> None:
-        call: aio.StreamStreamCall[pb.CoordinateRequest, pb.CoordinateResponse] = stub.Coordinate(
-            wait_for_ready=True
-        )
+        call: aio.StreamStreamCall[pb.CoordinateRequest, pb.CoordinateResponse] = stub.Coordinate()
         sender = asyncio.create_task(self._send(call))
         sender.add_done_callback(lambda _: call.cancel())  # or lifecycle would never hear of demand again
         try:

@@ -14,6 +14,7 @@ from tidegate_admission.ticket import Band
 from tidegate_chassis import config
 from tidegate_chassis.config import Document, Problem, Settings, TelemetrySettings
 from tidegate_chassis.kinds import Address, Choice, Duration, Whole
+from tidegate_chassis.tls import TlsFiles, check_section
 
 TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -81,6 +82,8 @@ class Loaded:
     tenants: Tenants
     lifecycle_address: str
     """Where lifecycle is reached."""
+    tls: TlsFiles | None
+    """For gRPC; None = it is plain."""
 
     def effective(self) -> dict[str, Any]:
         """For the log: the settings in effect, secrets masked."""
@@ -114,8 +117,9 @@ def _load(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
     if admission.max_concurrent > admission.max_queue:
         words = "is larger than admission.max_queue: a burst is refused although slots would be free soon"
         problems.append(Problem("admission.max_concurrent", words, warning=True))
+    files = check_section(document, "admission.listen", admission.listen, problems)
     address = admission.lifecycle_address or _lifecycle_listen(document)
-    return Loaded(document, admission, telemetry, tenants, address), problems
+    return Loaded(document, admission, telemetry, tenants, address, files), problems
 
 
 def _tenants(section: dict[str, Any], problems: list[Problem]) -> Tenants | None:

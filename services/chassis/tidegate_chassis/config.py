@@ -21,8 +21,8 @@ from tidegate_chassis.kinds import Choice, Kind, Number, Text
 EXIT_CONFIG = 78
 """Exit status of every command that refuses its configuration (EX_CONFIG of sysexits.h)."""
 
-SECTIONS = ("edge", "admission", "tenants", "lifecycle", "defaults", "models", "telemetry")
-_OVERRIDABLE = ("edge", "admission", "lifecycle", "telemetry")
+SECTIONS = ("edge", "admission", "tenants", "lifecycle", "defaults", "models", "tls", "telemetry")
+_OVERRIDABLE = ("edge", "admission", "lifecycle", "tls", "telemetry")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 

@@ -6,6 +6,7 @@ gave, checks the range, and describes itself for error messages and for the conf
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from abc import ABC, abstractmethod
 from typing import Any
@@ -214,6 +215,15 @@ class Address(Kind):
 
     def allowed(self) -> str:
         return "host:port" + (" or unix:/path (shorter than 108 characters)" if self.unix else "")
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether an address of the form `host:port` is reachable from this machine alone."""
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _quantity(value: object, units: dict[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""gRPC as every service uses it: addresses, options, health, reflection, errors and trace context."""
+"""gRPC as every service uses it: addresses, TLS, options, health, reflection, errors and trace context."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ from grpc_status import rpc_status
 from tidegate_chassis import telemetry
 from tidegate_chassis.config import ConfigError, Problem
 from tidegate_chassis.errors import Refused
+from tidegate_chassis.tls import Certificates, Credentials, TlsFiles
 
 DOMAIN = "tidegate"
 log = structlog.get_logger("tidegate.rpc")
 
-_KEEPALIVE = [
+_PATIENCE = 3.0
+"""Seconds without a connection after which the reason is looked for, and TLS files as they are then tried."""
+_MESSAGE = 4 * 2**20
+"""Largest message that is taken, in bytes; a larger one ends its call with RESOURCE_EXHAUSTED."""
+_COMMON = [
+    ("grpc.max_receive_message_length", _MESSAGE),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.http2.ping_timeout_ms", 2_000),
@@ -35,7 +41,7 @@ _KEEPALIVE = [
 ]
 # Defaults took 10.7 s to reconnect after an outage of 15 s; these take less than a second.
 _CHANNEL = [
-    *_KEEPALIVE,
+    *_COMMON,
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -44,19 +50,135 @@ _CHANNEL = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 _SERVER = [
-    *_KEEPALIVE,
+    *_COMMON,
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     (
         "grpc.so_reuseport",
         0,
     ),  # a second service on the same port is an error, not a silent half of the traffic
 ]
+# Of the last setting of a name the value counts.
+_UNIX_CHANNEL = [*_CHANNEL, ("grpc.default_authority", "tidegate")]
+# How long an attempt to connect may take, which are three journeys there and back with TLS.
+_TLS_CHANNEL = [*_CHANNEL, ("grpc.min_reconnect_backoff_ms", 3_000)]
+
+_certificates: Certificates | None = None
+
+
+def secure(files: TlsFiles | None) -> None:
+    """From now on this process speaks TLS on every address but Unix sockets; None = it doesn't. It reads the
+    files, and blocks: before there is an event loop. ConfigError when they can't be used.
+    """
+    global _certificates
+    _certificates = Certificates(files) if files is not None else None
+
+
+async def watch_certificates() -> None:
+    """Takes in changed TLS files until cancelled: connections made later use them."""
+    if _certificates is None:
+        await asyncio.Event().wait()
+    else:
+        log.info("gRPC is encrypted", mutual=_certificates.files.mutual)
+        await _certificates.watch()
 
 
 def channel(address: str) -> aio.Channel:
-    """A channel to `host:port` or `unix:/path`: connects when first used, reconnects within a second."""
-    options = [*_CHANNEL, ("grpc.default_authority", "tidegate")] if address.startswith("unix:") else _CHANNEL
-    return aio.insecure_channel(address, options=options)
+    """A channel to `host:port` or `unix:/path`: connects when first used, reconnects within a second.
+
+    It keeps the TLS files of now, as gRPC can't give it others later: for a long life take `connected`.
+    """
+    if address.startswith("unix:"):
+        return aio.insecure_channel(address, options=_UNIX_CHANNEL)
+    if _certificates is None:
+        return aio.insecure_channel(address, options=_CHANNEL)
+    return aio.secure_channel(address, _for_channel(_certificates.current), options=_TLS_CHANNEL)
+
+
+class Peer:
+    """A service that is asked now and then. Each call has a connection of its own, made with the TLS files of
+    then, which costs a millisecond and a half; whoever stops waiting for it cancels it."""
+
+    def __init__(self, address: str, stub: Callable[[aio.Channel], Any]) -> None:
+        """`stub` is the generated class."""
+        self._address, self._stub = address, stub
+
+    async def ask(self, method: str, request: Any, timeout: float) -> Any:
+        """One unary call; AioRpcError when it fails or isn't answered within `timeout` seconds."""
+        async with channel(self._address) as one:
+            return await getattr(self._stub(one), method)(request, timeout=timeout)
+
+
+@contextlib.asynccontextmanager
+async def connected(address: str) -> AsyncIterator[aio.Channel]:
+    """A channel for one long call, once it has a connection, however long that takes. Why it takes long is
+    logged, each reason once. When the call has ended, the next one needs a channel of its own: each is made
+    with the TLS files as they are then.
+    """
+    said = ""
+    while True:
+        async with channel(address) as one:
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await one.channel_ready()
+            except TimeoutError:
+                why = await _why_away(one)
+            else:
+                yield one
+                return
+        if why not in ("", said):
+            log.warning("a service can't be reached", address=address, why=why)
+            said = why
+
+
+async def _why_away(one: aio.Channel) -> str:
+    """What a call hears that doesn't wait for a connection; "" when there is one by now."""
+    try:
+        await health_pb2_grpc.HealthStub(one).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+    except aio.AioRpcError as error:
+        return why_unavailable(error)
+    return ""
+
+
+def why_unavailable(error: aio.AioRpcError) -> str:
+    """Why no connection was made, in words for operators; gRPC's own unless it is about TLS."""
+    details = (error.details() or "").rpartition("last error: ")[2]
+    for mark, words in _PLAIN_FAILURES if _certificates is None else _TLS_FAILURES:
+        if mark in details:
+            return f"{words}; gRPC says: {details}"
+    return details
+
+
+_PLAIN_FAILURES = (("Socket closed", "it hung up: if it speaks TLS, this side needs the section tls too"),)
+_TLS_FAILURES = (
+    ("CERTIFICATE_VERIFY_FAILED", "its certificate isn't signed by this side's tls.ca, or isn't valid now"),
+    ("Hostname Verification", "its certificate doesn't name the host of this address"),
+    ("WRONG_VERSION_NUMBER", "it doesn't speak TLS: it needs the section tls too"),
+    ("Socket closed", "it hung up: this side's tls.cert must be valid, and signed by its tls.ca"),
+)
+
+
+def _for_channel(credentials: Credentials) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(credentials.ca, credentials.key or None, credentials.cert or None)
+
+
+def _for_server(certificates: Certificates) -> grpc.ServerCredentials:
+    """gRPC asks for what is new before each handshake, in a thread of its own."""
+    told = certificates.current
+
+    def news() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal told
+        if told is certificates.current:
+            return None
+        told = certificates.current
+        return _configuration(told)
+
+    first, mutual = _configuration(told), certificates.files.mutual
+    return grpc.dynamic_ssl_server_credentials(first, news, mutual)  # type: ignore[arg-type]  # None: no news
+
+
+def _configuration(credentials: Credentials) -> grpc.ServerCertificateConfiguration:
+    pair = (credentials.key, credentials.cert)
+    return grpc.ssl_server_certificate_configuration([pair], credentials.ca)
 
 
 def reconnect_delays() -> Iterator[float]:
@@ -87,13 +209,18 @@ class Server:
             raise ConfigError([Problem(self._setting, taken)])
         try:
             with _private_umask():
-                port = self.server.add_insecure_port(self.listen)
+                port = self._bind()
                 await self.server.start()
         except RuntimeError as error:
             raise ConfigError([Problem(self._setting, f"can't listen on {self.listen}: {error}")]) from None
         if not self.listen.startswith("unix:"):
             self.listen = f"{self.listen.rpartition(':')[0]}:{port}"
         return self.listen
+
+    def _bind(self) -> int:
+        if _certificates is None or self.listen.startswith("unix:"):
+            return self.server.add_insecure_port(self.listen)
+        return self.server.add_secure_port(self.listen, _for_server(_certificates))
 
     async def set_serving(self, serving: bool) -> None:
         """What health checks are told, for the server as a whole ("") and each service."""

@@ -1,33 +1,34 @@
-"""Notices that a file has changed. Looks are taken in a thread, a few a second."""
+"""Notices that files have changed. Looks are taken in a thread, a few a second."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 PACE = 0.5
-"""Seconds between two looks at the file. A change counts when two of them have seen the same: editors write
-in several steps, or put another file in its place."""
+"""Seconds between two looks at the files. A change counts when two of them have seen the same: editors write
+in several steps, or put another file in its place, and what belongs together is written one by one."""
 
-_Look = tuple[int, int, int] | None
-"""Time of the last change (of the mode too), size and inode; None = there is no such file."""
+_Look = tuple[tuple[int, int, int] | None, ...]
+"""Of each file the time of the last change (of the mode too), size and inode; None = it isn't there."""
 
 
 class FileWatch:
-    """One file, and how it looked last."""
+    """One file, or some that belong together, and how they looked last."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._look: _Look = None
-        self._told: _Look = None
+    def __init__(self, *paths: Path) -> None:
+        self._paths = paths
+        self._look: _Look = tuple(None for _ in paths)
+        self._told = self._look
 
     async def changed(self, asked: asyncio.Event | None = None) -> bool:
-        """Waits until the file looks otherwise than at the last return; the first look at one that exists
+        """Waits until a file looks otherwise than at the last return; the first look at one that exists
         counts too. Or until `asked`, which is cleared; True = it was asked for."""
         while True:
             at_once = await _pause(asked)
-            look = await asyncio.to_thread(_look, self._path)
+            look = await asyncio.to_thread(_look, self._paths)
             steady, self._look = look == self._look, look
             if at_once or (steady and look != self._told):
                 self._told = look
@@ -45,7 +46,11 @@ async def _pause(asked: asyncio.Event | None) -> bool:
     return at_once
 
 
-def _look(path: Path) -> _Look:
+def _look(paths: Iterable[Path]) -> _Look:
+    return tuple(map(_one, paths))
+
+
+def _one(path: Path) -> tuple[int, int, int] | None:
     try:
         found = path.stat()
     except OSError:

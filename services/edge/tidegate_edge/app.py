@@ -192,7 +192,7 @@ class App:
         return 200, _JSON, orjson.dumps(await self._status.snapshot(self._edge, self._guard))
 
     async def _metrics(self, _: Caller) -> tuple[int, bytes, bytes]:
-        return 200, b"text/plain; version=0.0.4; charset=utf-8", self._edge.metrics.text()
+        return 200, b"text/plain; version=0.0.4; charset=utf-8", await self._edge.peers.metrics()
 
     async def _openapi(self, _: Caller) -> tuple[int, bytes, bytes]:
         return 200, _JSON, orjson.dumps(self._described())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,12 @@ class Catalog:
         """A catalogue has been received at least once."""
         return self._received.is_set()
 
+    async def available(self, patience: float) -> bool:
+        """Whether a catalogue is known, waiting up to `patience` seconds for it."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._received.wait(), patience)
+        return self.known
+
     def find(self, name: str) -> Model | None:
         """A model by its name or an alias."""
         return self._names.get(name)
@@ -60,18 +67,17 @@ class Catalog:
 
     async def run(self) -> None:
         """Watches lifecycle until cancelled."""
-        async with rpc.channel(self._address) as channel:
-            stub = lifecycle_pb2_grpc.LifecycleServiceStub(channel)
-            while True:
-                for delay in rpc.reconnect_delays():
-                    before = self.generation
-                    await self._watch(stub)
-                    await asyncio.sleep(delay)
-                    if self.generation != before:
-                        break  # it had answered: begin with short delays again
+        while True:
+            for delay in rpc.reconnect_delays():
+                before = self.generation
+                async with rpc.connected(self._address) as channel:
+                    await self._watch(lifecycle_pb2_grpc.LifecycleServiceStub(channel))
+                await asyncio.sleep(delay)
+                if self.generation != before:
+                    break  # it had answered: begin with short delays again
 
     async def _watch(self, stub: lifecycle_pb2_grpc.LifecycleServiceAsyncStub) -> None:
-        call = stub.WatchCatalog(pb.WatchCatalogRequest(), wait_for_ready=True)
+        call = stub.WatchCatalog(pb.WatchCatalogRequest())
         try:
             async for catalog in call:
                 self._take(catalog)

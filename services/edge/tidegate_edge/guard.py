@@ -10,10 +10,11 @@ import structlog
 
 from tidegate_chassis import keyfile
 from tidegate_chassis.keyfile import KeyFile
+from tidegate_chassis.kinds import is_loopback
 from tidegate_chassis.watch import FileWatch
 from tidegate_edge.envelope import Failure
 from tidegate_edge.keyring import Caller, Keyring
-from tidegate_edge.settings import EdgeSettings, is_loopback
+from tidegate_edge.settings import EdgeSettings
 
 log = structlog.get_logger("tidegate.edge.keys")
 

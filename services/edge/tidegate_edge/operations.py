@@ -39,8 +39,8 @@ Order = Callable[[], Awaitable[dict[str, Any]]]
 class Operations:
     """Finds and carries out orders."""
 
-    def __init__(self, admission: Any, lifecycle: Any) -> None:
-        """Stubs of the two services."""
+    def __init__(self, admission: rpc.Peer, lifecycle: rpc.Peer) -> None:
+        """The two services."""
         self._admission, self._lifecycle = admission, lifecycle
 
     def find(self, path: bytes) -> Order | None:
@@ -52,32 +52,30 @@ class Operations:
         verb = found[3].decode()
         if found[1] == b"leases":
             return (lambda: self._revoke(name)) if verb == "revoke" else None
-        lifecycle = self._lifecycle
-        orders: dict[str, tuple[Any, Message]] = {
-            "load": (lifecycle.LoadModel, pb.LoadModelRequest(model=name)),
-            "unload": (lifecycle.UnloadModel, pb.UnloadModelRequest(model=name)),
-            "pin": (lifecycle.PinModel, pb.PinModelRequest(model=name, pinned=True)),
-            "unpin": (lifecycle.PinModel, pb.PinModelRequest(model=name, pinned=False)),
+        orders: dict[str, tuple[str, Message]] = {
+            "load": ("LoadModel", pb.LoadModelRequest(model=name)),
+            "unload": ("UnloadModel", pb.UnloadModelRequest(model=name)),
+            "pin": ("PinModel", pb.PinModelRequest(model=name, pinned=True)),
+            "unpin": ("PinModel", pb.PinModelRequest(model=name, pinned=False)),
         }
         if verb not in orders:
             return None
         method, request = orders[verb]
-        return lambda: _carried_out(method, request, "lifecycle", "model_not_found")
+        return lambda: _carried_out(self._lifecycle, method, request, "lifecycle", "model_not_found")
 
     async def _revoke(self, lease: str) -> dict[str, Any]:
         request = admission_pb2.RevokeLeaseRequest(lease_id=lease)
-        await _carried_out(self._admission.RevokeLease, request, "admission", "not_found")
+        await _carried_out(self._admission, "RevokeLease", request, "admission", "not_found")
         return {"lease_id": lease, "revoked": True}
 
 
-async def _carried_out(method: Any, request: Message, service: str, missing: str) -> dict[str, Any]:
-    call = method(request, timeout=_PATIENCE)
+async def _carried_out(
+    peer: rpc.Peer, method: str, request: Message, service: str, missing: str
+) -> dict[str, Any]:
     try:
-        return as_dict(await call)
+        return as_dict(await peer.ask(method, request, _PATIENCE))
     except grpc.RpcError as error:
         raise _failure(error, service, missing) from None
-    finally:
-        call.cancel()
 
 
 def _failure(error: grpc.RpcError, service: str, missing: str) -> Failure:

@@ -191,7 +191,7 @@ class Session:
         good one until its keepalive has run out."""
         for delay in rpc.reconnect_delays():
             try:
-                async with rpc.channel(self._address) as channel:
+                async with rpc.connected(self._address) as channel:
                     await self._stream(admission_pb2_grpc.AdmissionServiceStub(channel))
             except grpc.RpcError as error:
                 log.warning("the session's stream broke", error=rpc.describe(error), connected=self.connected)
@@ -216,7 +216,7 @@ class Session:
         self._beats.clear()
         self._query = None
         self._opened = self._clock()
-        self._call = call = stub.Session(wait_for_ready=True)
+        self._call = call = stub.Session()
         writer = asyncio.create_task(self._write(call))
         writer.add_done_callback(lambda ended: _end_with(ended, call))
         try:

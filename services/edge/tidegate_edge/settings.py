@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,21 @@ from typing import Annotated
 from pydantic import Field
 
 from tidegate_chassis import config, keyfile
-from tidegate_chassis.config import ConfigError, Document, Problem, Settings, TelemetrySettings, later
+from tidegate_chassis.config import ConfigError, Document, Problem, Settings, TelemetrySettings
 from tidegate_chassis.keyfile import KeyFile
-from tidegate_chassis.kinds import Address, Choice, Duration, Flag, Kind, Number, Size, Text, Whole
+from tidegate_chassis.kinds import (
+    Address,
+    Choice,
+    Duration,
+    Flag,
+    Kind,
+    Number,
+    Size,
+    Text,
+    Whole,
+    is_loopback,
+)
+from tidegate_chassis.tls import PATH, TlsFiles, check_section, check_server, files_of
 
 ADMISSION_LISTEN = "127.0.0.1:7071"
 LIFECYCLE_LISTEN = "127.0.0.1:7072"
@@ -61,6 +72,17 @@ class Retries(Settings):
     )
 
 
+class EdgeTls(Settings):
+    """`edge.tls`: HTTPS on `edge.listen`."""
+
+    cert: Annotated[str, PATH] = Field(
+        "",
+        description="File with the certificate that clients are shown, then those that lead to its root "
+        "(PEM). With it `listen` speaks HTTPS alone. Read again when it changes.",
+    )
+    key: Annotated[str, PATH] = Field("", description="File with its private key (PEM, no password).")
+
+
 class EdgeSettings(Settings):
     """Section `edge`."""
 
@@ -68,8 +90,17 @@ class EdgeSettings(Settings):
         "127.0.0.1:8080",
         description="Where clients connect. Beyond loopback it needs keys, or `auth: none`.",
     )
-    workers: Annotated[int, Whole(1, 64)] = later(
-        1, "one process serves; run more edges instead", "Edge processes on `listen`."
+    tls: EdgeTls = Field(EdgeTls(), description="HTTPS for clients.")
+    workers: Annotated[int, Whole(1, 64)] = Field(
+        1,
+        description="Processes on `listen`, each with its own session. `max_connections` and "
+        "`max_buffered` are shared out among them. SIGHUP renews all, one after the other, without a lost "
+        "request; SIGHUP to one of them renews that one.",
+    )
+    drain_timeout: Annotated[float, Duration("1s", "24h")] = Field(
+        300.0,
+        description="How long a worker that was renewed goes on with its connections and streams; then what "
+        "still runs ends with an error. A stop of the whole edge takes 5 s.",
     )
     admission_address: Annotated[str, Address(optional=True)] = Field(
         "", description="Where admission is reached; empty = where `admission.listen` says."
@@ -133,7 +164,9 @@ class EdgeSettings(Settings):
         64 * 2**10, description="Largest head of a request, its first line and header fields; beyond it 431."
     )
     head_timeout: Annotated[float, Duration("1s", "1h")] = Field(
-        10.0, description="From the first byte of a request to the end of its head; then 408."
+        10.0,
+        description="From the first byte of a request to the end of its head; then 408. A TLS handshake has "
+        "as long.",
     )
     idle_timeout: Annotated[float, Duration("1s", "24h")] = Field(
         75.0, description="How long a client's connection is kept without a request."
@@ -144,6 +177,11 @@ class EdgeSettings(Settings):
     metrics_listen: Annotated[str, Address(unix=False, optional=True)] = Field(
         "", description="An open port with /metrics alone; empty = only on `listen`."
     )
+
+    def share(self, workers: int) -> EdgeSettings:
+        """The settings for one of `workers` processes: what they may hold together is shared out."""
+        held = {name: -(-getattr(self, name) // workers) for name in ("max_connections", "max_buffered")}
+        return self.model_copy(update=held)
 
 
 class _Listener(Settings, extra="ignore"):
@@ -163,6 +201,10 @@ class Loaded:
     """The key file as it is now; none with `auth: none`."""
     keys_path: Path
     """Where it is, or would be."""
+    tls: TlsFiles | None
+    """For gRPC; None = it is plain."""
+    https: TlsFiles | None
+    """For clients; None = HTTP is plain."""
 
 
 def load(path: str | Path) -> Loaded:
@@ -184,32 +226,37 @@ def _examine(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
     found = document.problems
     telemetry = config.check(TelemetrySettings, document.section("telemetry"), "telemetry", found)
     edge = config.check(EdgeSettings, document.section("edge"), "edge", found)
+    files = check_section(document, "", "", found)
     if edge is None or telemetry is None:
         return None, found
     keys_path = document.resolve(edge.keys_file)
     keys = keyfile.load(keys_path)
     found.extend(_judge(edge, keys))
+    https = check_server(files_of(document, "edge.tls", edge.tls.cert, edge.tls.key), found)
     addresses = {}
     for name, default in (("admission", ADMISSION_LISTEN), ("lifecycle", LIFECYCLE_LISTEN)):
         own = getattr(edge, f"{name}_address")
         peer = None if own else config.check(_Listener, document.section(name), name, found)
         addresses[f"{name}_address"] = own or (peer.listen if peer and peer.listen else default)
     keys = keys if edge.auth == "keys" else KeyFile(exists=False)
-    return Loaded(document, edge.model_copy(update=addresses), telemetry, keys, keys_path), found
-
-
-def is_loopback(listen: str) -> bool:
-    """Whether an address is reachable from this machine alone."""
-    host = listen.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    edge = edge.model_copy(update=addresses)
+    return Loaded(document, edge, telemetry, keys, keys_path, files, https), found
 
 
 def _judge(edge: EdgeSettings, keys: KeyFile) -> list[Problem]:
     """What no single key can tell."""
     found = _judge_keys(edge, keys)
+    share = edge.share(edge.workers).max_buffered
+    if edge.max_body > share:
+        among = f", shared among {edge.workers} workers," if edge.workers > 1 else ""
+        found.append(
+            Problem(
+                "edge.max_body",
+                f"a body of {edge.max_body} bytes would always get 503: edge.max_buffered{among} is {share} "
+                "bytes",
+                warning=True,
+            )
+        )
     found += [
         Problem("edge.extra_routes", f"{route} operates model servers; anybody may call it", warning=True)
         for route in edge.extra_routes

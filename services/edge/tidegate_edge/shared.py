@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Hashable, Sized
+from typing import Any
 
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.envelope import Failure
@@ -12,6 +13,7 @@ from tidegate_edge.metrics import Metrics
 from tidegate_edge.session import Session
 from tidegate_edge.settings import EdgeSettings
 from tidegate_edge.upstream import Upstream
+from tidegate_edge.workers.peers import Alone
 
 
 class Bodies:
@@ -48,6 +50,10 @@ class Edge:
         self.metrics = Metrics()
         self.bodies = Bodies(settings.max_buffered)
         self.relays: Flights = Flights()
+        self.connections: Sized = ()
+        """Of clients."""
+        self.peers = Alone(self)
+        """This process and the others of the same edge."""
         self.draining = False
         """The process is stopping: /ready says so and new requests are refused."""
         self.started = time.monotonic()
@@ -68,12 +74,22 @@ class Edge:
     def gauges(self) -> dict[str, float]:
         """Numbers for the metrics, as they are now."""
         return {
+            "workers": 1.0,
+            "connections": len(self.connections),
             "in_flight": len(self.relays),
             "buffered_bytes": self.bodies.total,
             "tickets": len(self.session.waiting),
             "leases": len(self.session.held),
             "session_connected": float(self.session.connected),
             "draining": float(self.draining),
+        }
+
+    def told(self) -> dict[str, Any]:
+        """This process, for the status."""
+        return {
+            "uptime_s": round(time.monotonic() - self.started, 1),
+            "session": self.session.session_id,
+            **{name: int(value) for name, value in self.gauges().items() if name != "workers"},
         }
 
 
@@ -105,6 +121,8 @@ class Flights(Sized):
 
     async def gone(self, patience: float) -> bool:
         """Waits up to `patience` seconds until there are none; whether there are none."""
+        if not self._members:
+            return True
         try:
             await asyncio.wait_for(self._empty.wait(), patience)
         except TimeoutError:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable
 from typing import Any
 
-import grpc
 from google.protobuf.message import Message
+from grpc import aio
 
 from tidegate.admission.v1 import admission_pb2, admission_pb2_grpc
 from tidegate.lifecycle.v1 import lifecycle_pb2, lifecycle_pb2_grpc
@@ -26,22 +25,17 @@ class Status:
     """Asks both services, each with its own deadline; one that is away is told as such."""
 
     def __init__(self, admission: str, lifecycle: str) -> None:
-        """Addresses of the two services; `admission` and `lifecycle` are their stubs."""
+        """Addresses of the two services, which are asked as `admission` and `lifecycle`."""
         self.version = VERSION
-        self._channels = [rpc.channel(admission), rpc.channel(lifecycle)]
-        self.admission = admission_pb2_grpc.AdmissionServiceStub(self._channels[0])
-        self.lifecycle = lifecycle_pb2_grpc.LifecycleServiceStub(self._channels[1])
-
-    async def close(self) -> None:
-        """Closes the channels."""
-        for channel in self._channels:
-            await channel.close()
+        self.admission = rpc.Peer(admission, admission_pb2_grpc.AdmissionServiceStub)
+        self.lifecycle = rpc.Peer(lifecycle, lifecycle_pb2_grpc.LifecycleServiceStub)
 
     async def snapshot(self, edge: Edge, guard: Guard) -> dict[str, Any]:
         """The whole of it."""
-        queues, world = await asyncio.gather(
-            _asked(self.admission.GetQueues(admission_pb2.GetQueuesRequest(), timeout=_PATIENCE)),
-            _asked(self.lifecycle.GetStatus(lifecycle_pb2.GetStatusRequest(), timeout=_PATIENCE)),
+        workers, queues, world = await asyncio.gather(
+            edge.peers.told(),
+            _asked(self.admission.ask("GetQueues", admission_pb2.GetQueuesRequest(), _PATIENCE)),
+            _asked(self.lifecycle.ask("GetStatus", lifecycle_pb2.GetStatusRequest(), _PATIENCE)),
         )
         admission = queues | queues.pop("queues", {})
         models = {model.name: {"state": model.state} for model in edge.catalog.models()}
@@ -60,23 +54,29 @@ class Status:
             "devices": world.pop("devices", []),
             "edge": {
                 "version": self.version,
-                "uptime_s": round(time.monotonic() - edge.started, 1),
-                "session": edge.session.session_id,
-                **{name: int(value) for name, value in (edge.gauges() | guard.gauges()).items()},
+                **_together(edge, workers),
+                **{name: int(value) for name, value in guard.gauges().items()},
                 "keys_problems": list(guard.problems),
+                "workers": workers,
             },
             "admission": admission,
             "lifecycle": world,
         }
 
 
-async def _asked(call: Awaitable[Message]) -> dict[str, Any]:
+def _together(edge: Edge, workers: list[dict[str, Any]]) -> dict[str, int | float]:
+    """The numbers of all workers, summed; the uptime is the longest."""
+    sums = {
+        name: sum(worker.get(name, 0) for worker in workers) for name in edge.gauges() if name != "workers"
+    }
+    return {"uptime_s": max((worker.get("uptime_s", 0.0) for worker in workers), default=0.0), **sums}
+
+
+async def _asked(answer: Awaitable[Message]) -> dict[str, Any]:
     try:
-        return {"reachable": True, **as_dict(await call)}
-    except grpc.RpcError as error:
-        return {"reachable": False, "problem": str(error.code().name)}
-    finally:
-        call.cancel()  # type: ignore[attr-defined]
+        return {"reachable": True, **as_dict(await answer)}
+    except aio.AioRpcError as error:
+        return {"reachable": False, "problem": error.code().name}
 
 
 def _without(entry: dict[str, Any], *names: str) -> dict[str, Any]:

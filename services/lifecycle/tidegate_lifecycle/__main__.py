@@ -13,9 +13,8 @@ from typing import Any
 import structlog
 
 from tidegate.lifecycle.v1 import lifecycle_pb2_grpc
-from tidegate_chassis import process, telemetry
+from tidegate_chassis import process, rpc, telemetry
 from tidegate_chassis.config import ConfigError, Problem, effective
-from tidegate_chassis.rpc import Server
 from tidegate_lifecycle import metrics
 from tidegate_lifecycle.adoption import judge
 from tidegate_lifecycle.configfile import ConfigFile
@@ -62,6 +61,7 @@ def main() -> int:
     config = process.command_line("lifecycle", problems)
     loaded = load(config)
     telemetry.set_up("lifecycle", loaded.telemetry)
+    rpc.secure(loaded.tls)
     hangup = asyncio.Event()
     status = process.run(lambda stop: sweep(loaded) if sweeping else serve(loaded, stop, hangup), hangup)
     telemetry.shut_down()
@@ -142,7 +142,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event, hangup: asyncio.Event) -> N
         reconciler.estimator = Estimator(files.shape, reconciler.post)
         stack.push_async_callback(reconciler.estimator.close)
         servicer = LifecycleServicer(reconciler, runtime)
-        server = Server(settings.listen, "lifecycle.listen", [SERVICE])
+        server = rpc.Server(settings.listen, "lifecycle.listen", [SERVICE])
         lifecycle_pb2_grpc.add_LifecycleServiceServicer_to_server(servicer, server.server)
         address = await server.start()
         stack.push_async_callback(server.stop, 0.5)
@@ -155,6 +155,7 @@ async def serve(loaded: Loaded, stop: asyncio.Event, hangup: asyncio.Event) -> N
             asyncio.ensure_future(_keep_house(runtime)),
             asyncio.ensure_future(_read_devices(devices, reconciler)),
             asyncio.ensure_future(ConfigFile(loaded, reconciler.post).run(hangup)),
+            asyncio.ensure_future(rpc.watch_certificates()),
         )
         stack.push_async_callback(_end, fleet, *tasks)
         await _first(asyncio.ensure_future(reconciler.settled.wait()), work)

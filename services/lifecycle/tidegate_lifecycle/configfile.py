@@ -14,8 +14,8 @@ from tidegate_lifecycle.settings import Loaded, policy, reload
 
 log = structlog.get_logger("tidegate.config")
 
-OTHERS = ("edge", "admission", "tenants")
-"""Sections that other services read, at their start."""
+AT_START = ("edge", "admission", "tenants", "tls")
+"""Sections that are read at the start of a service alone, most of them by other ones."""
 
 
 class ConfigFile:
@@ -63,4 +63,4 @@ class ConfigFile:
         if loaded.needs_devices and not started.needs_devices and "lifecycle.devices" not in keys:
             keys += ("lifecycle.devices",)  # they weren't looked at, because no model was to run here
         keys += needs_restart(started.telemetry, loaded.telemetry, "telemetry")
-        return keys + tuple(name for name in OTHERS if before.section(name) != after.section(name))
+        return keys + tuple(name for name in AT_START if before.section(name) != after.section(name))

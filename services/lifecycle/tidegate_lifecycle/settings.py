@@ -18,6 +18,7 @@ from tidegate_chassis.config import (
     require,
 )
 from tidegate_chassis.kinds import Address, Choice, Duration, Number, Size, Text
+from tidegate_chassis.tls import TlsFiles, check_section
 from tidegate_lifecycle.catalog import Catalog, DeviceSpec, Model
 from tidegate_lifecycle.docker_settings import DockerSettings
 from tidegate_lifecycle.footprints.settings import FootprintSettings
@@ -120,6 +121,8 @@ class Loaded:
     """The hub's cache, for containers; None = it isn't mounted."""
     entries: dict[str, ModelSettings]
     """The models as the file has them, `defaults` merged in."""
+    tls: TlsFiles | None
+    """For gRPC; None = it is plain."""
 
     @property
     def needs_devices(self) -> bool:
@@ -169,8 +172,10 @@ def _check(document: Document) -> tuple[Loaded | None, list[Problem]]:
     found = list(document.problems)
     lifecycle = check(LifecycleSettings, document.section("lifecycle"), "lifecycle", found)
     telemetry = check(TelemetrySettings, document.section("telemetry"), "telemetry", found)
+    files = None
     if lifecycle is not None:
         _check_devices(lifecycle, found)
+        files = check_section(document, "lifecycle.listen", lifecycle.listen, found)
     entries = read_models(document, found)
     check_names(entries, found)
     for name, entry in entries.items():
@@ -188,7 +193,8 @@ def _check(document: Document) -> tuple[Loaded | None, list[Problem]]:
     )
     folders = document.path.resolve().parent, document.resolve(lifecycle.data_dir)
     hub_cache = document.resolve(lifecycle.hf_cache) if lifecycle.hf_cache else None
-    return Loaded(document, lifecycle, telemetry, Catalog(models), specs, *folders, hub_cache, entries), found
+    catalog = Catalog(models)
+    return Loaded(document, lifecycle, telemetry, catalog, specs, *folders, hub_cache, entries, files), found
 
 
 def _check_devices(lifecycle: LifecycleSettings, found: list[Problem]) -> None:

@@ -179,6 +179,7 @@ def _json(command: Parser, text: str = "as JSON") -> None:
 def _where(service: str, *commands: Parser) -> None:
     """The options that say which service is asked."""
     for command in commands:
-        where = command.add_mutually_exclusive_group(required=True)
-        where.add_argument("--config", metavar="FILE", help="the configuration file of what runs")
-        where.add_argument("--address", metavar="ADDRESS", help=f"{service}'s host:port or unix:/path")
+        command.add_argument("--config", metavar="FILE", help="the configuration file of what runs")
+        command.add_argument(
+            "--address", metavar="ADDRESS", help=f"{service}'s host:port or unix:/path, instead of the file's"
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -23,8 +24,8 @@ from grpc import aio
 from tidegate.admission.v1.admission_pb2_grpc import AdmissionServiceStub
 from tidegate.lifecycle.v1.lifecycle_pb2 import GetStatusRequest
 from tidegate.lifecycle.v1.lifecycle_pb2_grpc import LifecycleServiceStub
-from tidegate_chassis import rpc
-from tidegate_chassis.config import read
+from tidegate_chassis import rpc, tls
+from tidegate_chassis.config import ConfigError, Problem, read, require
 from tidegate_chassis.kinds import Address
 from tidegate_chassis.plain import as_dict
 from tidegate_serve import rundir
@@ -68,7 +69,8 @@ def run(arguments: argparse.Namespace, service: Service, command: Command) -> in
     """Carries out one command; returns the exit status."""
     try:
         at = address(service, arguments)
-    except UsageError as error:
+        _secure(arguments)
+    except (UsageError, ConfigError) as error:
         print(f"tidegate: {error}", file=sys.stderr)
         return UNUSABLE
     try:
@@ -98,6 +100,8 @@ def address(service: Service, arguments: argparse.Namespace) -> str:
     """
     if arguments.address:  # 1
         return _checked(arguments.address, "--address")
+    if not arguments.config:
+        raise UsageError(f"say by --config FILE or --address ADDRESS where {service.name} is")
     document = read(arguments.config)
     unreadable = [problem.message for problem in document.problems if not problem.path]
     if unreadable:  # other problems are for `config check`: what runs by this file is what is asked for
@@ -106,6 +110,15 @@ def address(service: Service, arguments: argparse.Namespace) -> str:
         return found
     listen = document.section(service.name).get("listen", service.default)
     return _checked(listen, f"{service.name}.listen")  # 3
+
+
+def _secure(arguments: argparse.Namespace) -> None:
+    """Services are called by the section `tls` of the file, if one is given. ConfigError."""
+    if arguments.config:
+        problems: list[Problem] = []
+        files = tls.check_section(read(arguments.config), "", "", problems)
+        require(problems)
+        rpc.secure(files)
 
 
 def _checked(value: Any, name: str) -> str:
@@ -130,6 +143,8 @@ async def follow(service: Service, arguments: argparse.Namespace, read: Command)
     delays, reached, away = rpc.reconnect_delays(), False, False
     while True:
         at = address(service, arguments)
+        with contextlib.suppress(ConfigError):  # half renewed: those before stay
+            _secure(arguments)
         try:
             async with rpc.channel(at) as channel:
                 stub = service.stub(channel)
@@ -154,7 +169,8 @@ def words(error: aio.AioRpcError, service: Service, at: str) -> str:
     if error.code() == grpc.StatusCode.UNAVAILABLE:
         return (
             f"{service.name} can't be reached at {at}: is it running? `tidegate serve` or "
-            f"`tidegate {service.name}` starts it; if it listens somewhere else, say where with --address"
+            f"`tidegate {service.name}` starts it; if it listens somewhere else, say where with --address "
+            f"({rpc.why_unavailable(error)})"
         )
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"{service.name} at {at} has not answered within {TIMEOUT:g} s: its log tells more"

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import ssl
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ DRAIN = 6.0
 """Seconds that the edge gets to end its requests (it cuts what runs after 5) before it is killed."""
 STOP = 9.0
 """Seconds that lifecycle gets, beside the edge, to drain and stop the model servers before they are swept."""
+LONG = 60.0
+"""Seconds after which a service has started, whatever is known of it."""
 SWEEP = 5.0
 """Seconds for the sweep of model servers that a lifecycle left behind when it died."""
 
@@ -44,7 +47,7 @@ class Child:
     service: str
     process: asyncio.subprocess.Process | None = None
     settled: bool = False
-    """It has run for a while: an exit now is a crash, not a refusal to start."""
+    """It has started, or run for long: an exit now is a crash, not a refusal to start."""
     deaths: int = 0
 
     def signal(self, number: signal.Signals) -> None:
@@ -120,7 +123,7 @@ class Supervisor:
             )
             status = await process.wait()
             lived = monotonic() - started
-            child.settled = child.settled or lived > 5
+            child.settled = child.settled or lived > LONG
             if status == EXIT_CONFIG and not child.settled:
                 self._status = EXIT_CONFIG
                 self._stop.set()
@@ -140,9 +143,14 @@ class Supervisor:
         host, _, port = str(listen).rpartition(":")
         if port == "0":
             return
-        while not await _is_ready(host.strip("[]"), int(port)):  # noqa: ASYNC110 - asks another process
+        files = self._document.section("edge").get("tls")
+        https = _trusting() if isinstance(files, dict) and files.get("cert") else None
+        while not await _is_ready(host.strip("[]"), int(port), https):  # noqa: ASYNC110 - asks another process
             await asyncio.sleep(0.1)
-        print(f"tidegate: ready on http://{listen}  (Ctrl-C stops everything)", file=sys.stderr)
+        for child in self._children.values():
+            child.settled = True
+        scheme = "https" if https else "http"
+        print(f"tidegate: ready on {scheme}://{listen}  (Ctrl-C stops everything)", file=sys.stderr)
 
     async def _end_all(self) -> None:
         """The edge ends its requests while lifecycle drains the model servers, which needs admission; so that
@@ -196,11 +204,19 @@ def _addresses(document: Document, directory: Path) -> dict[str, str]:
     }
 
 
-async def _is_ready(host: str, port: int) -> bool:
+def _trusting() -> ssl.SSLContext:
+    """For asking a process of our own: its certificate names others' way to it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def _is_ready(host: str, port: int, https: ssl.SSLContext | None) -> bool:
     writer = None
     try:
         async with asyncio.timeout(2):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(host, port, ssl=https)
             writer.write(b"GET /ready HTTP/1.1\r\nHost: tidegate\r\nConnection: close\r\n\r\n")
             return b" 200 " in await reader.readline()
     except (OSError, TimeoutError):

@@ -34,8 +34,10 @@ _REQUEST_ID = re.compile(rb"\r\n(?i:x-request-id):[ \t]*([A-Za-z0-9._-]{1,128})[
 
 
 class Stage(Enum):
-    """What the connection is waiting for. IDLE -> HEAD -> ANSWER -> IDLE; each of them -> LAST (final)."""
+    """What the connection is waiting for. With TLS HANDSHAKE -> IDLE; IDLE -> HEAD -> ANSWER -> IDLE; each of
+    them -> LAST (final)."""
 
+    HANDSHAKE = "the client's part of the TLS handshake"
     IDLE = "the first byte of a request"
     HEAD = "the rest of a request's head"
     ANSWER = "the application"
@@ -86,10 +88,10 @@ class Connection(asyncio.Protocol):
 
     def expired(self) -> None:
         """The time of its stage has passed."""
-        if self.unsent or self._exchange is not None:
+        if self.unsent or self._exchange is not None or self.stage is Stage.HANDSHAKE:
             self.cut(reset=True)
         elif self.stage is Stage.HEAD:
-            self._refuse(Failure("request_timeout", "The request's head came too slowly."))
+            self.refuse(Failure("request_timeout", "The request's head came too slowly."))
         else:
             self.close()
 
@@ -179,11 +181,17 @@ class Connection(asyncio.Protocol):
             self.client = (str(name[0]), int(name[1]))
         self.secure = made.get_extra_info("ssl_object") is not None
         if self.server.welcome(self):
-            self._to(Stage.IDLE)
+            self._to(Stage.HANDSHAKE if self.secure else Stage.IDLE)
         elif self.server.flooded:
             self.cut(reset=True)
         else:
-            self._refuse(Failure("server_is_overloaded", "Too many connections; try again soon."))
+            self.refuse(Failure("server_is_overloaded", "Too many connections; try again soon."))
+            if self.secure:  # without a handshake it hears nothing
+                self.close()
+
+    def encrypted(self) -> None:
+        """The TLS handshake is over."""
+        self._to(Stage.IDLE)
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
@@ -245,7 +253,7 @@ class Connection(asyncio.Protocol):
             return
         while pending.startswith(b"\r\n"):
             if self._skipped:
-                self._refuse(Failure("bad_request", "The request is malformed: empty lines stand before it."))
+                self.refuse(Failure("bad_request", "The request is malformed: empty lines stand before it."))
                 return
             self._skipped = True
             pending = self._pending = pending[2:]
@@ -258,7 +266,7 @@ class Connection(asyncio.Protocol):
                 raise Failure("headers_too_large", f"The request's head is longer than {longest} bytes.")
             head = parse_head(pending[:end])
         except Failure as failure:
-            self._refuse(failure)
+            self.refuse(failure)
             return
         self._pending, self._skipped = pending[end + 4 :], False
         self._exchange = exchange = Exchange(self, head)
@@ -275,9 +283,9 @@ class Connection(asyncio.Protocol):
             self._to(stage)
         line = pending.find(b"\n")
         if pending and _FIRST.match(pending) is None:
-            self._refuse(Failure("bad_request", "The request is malformed: this is no HTTP."))
+            self.refuse(Failure("bad_request", "The request is malformed: this is no HTTP."))
         elif line >= 0 and pending[line - 1 : line] != b"\r":
-            self._refuse(Failure("bad_request", "The request is malformed: a line ends without CR."))
+            self.refuse(Failure("bad_request", "The request is malformed: a line ends without CR."))
 
     def _hear_body(self, exchange: Exchange, data: bytes) -> None:
         try:
@@ -312,7 +320,7 @@ class Connection(asyncio.Protocol):
         if transport.can_write_eof():
             transport.write_eof()
 
-    def _refuse(self, failure: Failure) -> None:
+    def refuse(self, failure: Failure) -> None:
         """Answers what is no request, and closes."""
         self.server.refused(failure)
         body = failure.body()

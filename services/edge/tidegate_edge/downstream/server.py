@@ -7,13 +7,17 @@ import resource
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
 from tidegate_chassis.config import ConfigError, Problem
+from tidegate_chassis.tls import Certificates
+from tidegate_edge.downstream.accept import Acceptor, Board
 from tidegate_edge.downstream.connection import Connection, Stage
 from tidegate_edge.downstream.deadlines import Deadlines
 from tidegate_edge.downstream.exchange import Exchange
+from tidegate_edge.downstream.tls import TlsTransport
 from tidegate_edge.envelope import Failure
 
 log = structlog.get_logger("tidegate.edge")
@@ -38,7 +42,7 @@ class Limits:
     connections: int = 10_000
     head: int = 64 * 1024
     head_timeout: float = 10.0
-    """From the first byte of a request to the end of its head."""
+    """From the first byte of a request to the end of its head; also for a TLS handshake."""
     idle_timeout: float = 75.0
     """Between two requests, and before the first."""
     write_timeout: float = 30.0
@@ -57,8 +61,9 @@ class Server:
         self._app = app
         self._most = limits.connections
         self._loop = asyncio.get_running_loop()
-        self._listener: asyncio.Server | None = None
+        self._listener: asyncio.Server | Acceptor | None = None
         self._connections: set[Connection] = set()
+        self._emptied = asyncio.Event()
         self._tasks: set[asyncio.Future[None]] = set()
         self._idle = Deadlines[Connection](limits.idle_timeout, Connection.expired)
         self._heads = Deadlines[Connection](limits.head_timeout, Connection.expired)
@@ -68,22 +73,53 @@ class Server:
     def __len__(self) -> int:
         return len(self._connections)
 
-    async def start(self, listening: socket.socket) -> None:
-        """Accepts connections on a bound socket."""
+    async def start(
+        self,
+        listening: socket.socket,
+        certificates: Certificates | None = None,
+        shared: tuple[Board, int] | None = None,
+    ) -> None:
+        """Accepts connections on a bound socket; with `certificates` by TLS. `shared`: with other processes;
+        the board, and our cell."""
         _allow_files(2 * self._most + _SPARE_FILES)
         # What the kernel buffers for each client is bounded; accepted connections inherit it.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        self._listener = await self._loop.create_server(
-            lambda: Connection(self), sock=listening, backlog=_BACKLOG
-        )
+        protocol = partial(self._protocol, certificates)
+        if shared is not None:
+            self._listener = Acceptor(listening, *shared, protocol, self.__len__)
+        else:
+            self._listener = await self._loop.create_server(protocol, sock=listening, backlog=_BACKLOG)
+
+    def _protocol(self, certificates: Certificates | None) -> asyncio.Protocol:
+        """What a new connection speaks."""
+        connection = Connection(self)
+        context = None if certificates is None else certificates.current.context
+        return connection if context is None else TlsTransport(connection, context)
+
+    def close_port(self) -> None:
+        """No new connections. May be called again."""
+        if self._listener is not None:
+            self._listener.close()
+
+    def retire(self) -> None:
+        """No new connections; those that are there have one more request each. An idle one isn't closed: a
+        request may be on its way, and would be lost."""
+        self.draining = True
+        self.close_port()
+
+    async def emptied(self) -> None:
+        """Waits until there is no connection."""
+        if isinstance(self._listener, Acceptor):
+            await self._listener.settled()
+        while self._connections:
+            self._emptied.clear()
+            await self._emptied.wait()
 
     def drain(self) -> None:
         """No new connections, and no further requests on those that are there: idle ones are closed."""
-        self.draining = True
-        if self._listener is not None:
-            self._listener.close()
+        self.retire()
         for connection in list(self._connections):
-            if connection.stage is Stage.IDLE:
+            if connection.stage in (Stage.HANDSHAKE, Stage.IDLE):
                 connection.close()
 
     async def stop(self, patience: float) -> None:
@@ -128,7 +164,7 @@ class Server:
         stage = connection.stage
         if stage is Stage.ANSWER:
             return None  # its time limits are the application's
-        if stage is Stage.HEAD:
+        if stage in (Stage.HANDSHAKE, Stage.HEAD):
             return self._heads
         if stage is Stage.LAST:
             return self._lingering
@@ -148,6 +184,10 @@ class Server:
         self._connections.discard(connection)
         if connection.clock is not None:
             connection.clock.discard(connection)
+        if isinstance(self._listener, Acceptor):
+            self._listener.counted()
+        if not self._connections:
+            self._emptied.set()
 
     def serve(self, exchange: Exchange) -> None:
         """A request has come: its answer is the application's."""
@@ -188,10 +228,11 @@ def bind(listen: str) -> socket.socket:
     return listening
 
 
-def url_of(listening: socket.socket) -> str:
+def url_of(listening: socket.socket, secure: bool = False) -> str:
     """Where a listening socket is reached."""
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _cannot(why: str) -> ConfigError:
