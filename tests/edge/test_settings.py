@@ -154,7 +154,8 @@ def test_what_workers_hold_together_is_shared_out(tmp_path: Path) -> None:
     edge = load(written(tmp_path, edge={"workers": 4, "max_connections": 10, "max_buffered": "1GiB"})).edge
     assert (edge.share(4).max_connections, edge.share(4).max_buffered) == (3, 2**28)
     for body, workers, odd in (("1GiB", 1, False), ("1GiB", 2, True), ("512MiB", 2, False)):
-        found = problems(written(tmp_path, edge={"workers": workers, "max_body": body}))
+        limits = {"workers": workers, "max_body": body, "max_spooled": "1GiB"}
+        found = problems(written(tmp_path, edge=limits))
         assert [(problem.path, problem.warning) for problem in found] == [("edge.max_body", True)] * odd
 
 

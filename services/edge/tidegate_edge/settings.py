@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -93,8 +95,8 @@ class EdgeSettings(Settings):
     tls: EdgeTls = Field(EdgeTls(), description="HTTPS for clients.")
     workers: Annotated[int, Whole(1, 64)] = Field(
         1,
-        description="Processes on `listen`, each with its own session. `max_connections` and "
-        "`max_buffered` are shared out among them. SIGHUP renews all, one after the other, without a lost "
+        description="Processes on `listen`, each with its own session. `max_connections`, `max_buffered` and "
+        "`max_spooled` are shared out among them. SIGHUP renews all, one after the other, without a lost "
         "request; SIGHUP to one of them renews that one.",
     )
     drain_timeout: Annotated[float, Duration("1s", "24h")] = Field(
@@ -132,7 +134,18 @@ class EdgeSettings(Settings):
         32 * 2**20, description="Largest request body; a larger one is refused with 413."
     )
     max_buffered: Annotated[int, Size("1KiB", "1TiB")] = Field(
-        2**30, description="All request bodies that are held together; beyond it new ones get 503."
+        2**30, description="All request bodies in memory together; beyond it new ones get 503."
+    )
+    spool_above: Annotated[int, Size("256KiB", "1GiB")] = Field(
+        2**20, description="A larger request body is kept in a file without a name until a server has it."
+    )
+    spool_dir: str = Field(
+        "",
+        description="Folder for these files, which the edge may write to; empty = the system's for temporary "
+        "files. On a tmpfs they take memory.",
+    )
+    max_spooled: Annotated[int, Size("1MiB", "1TiB")] = Field(
+        8 * 2**30, description="All request bodies in files together; beyond it new ones get 503."
     )
     connect_timeout: Annotated[float, Duration("100ms", "300s")] = Field(
         10.0, description="To connect to a model server."
@@ -180,8 +193,12 @@ class EdgeSettings(Settings):
 
     def share(self, workers: int) -> EdgeSettings:
         """The settings for one of `workers` processes: what they may hold together is shared out."""
-        held = {name: -(-getattr(self, name) // workers) for name in ("max_connections", "max_buffered")}
+        held = {name: -(-getattr(self, name) // workers) for name in _SHARED}
         return self.model_copy(update=held)
+
+
+_SHARED = ("max_connections", "max_buffered", "max_spooled")
+"""What the workers share out."""
 
 
 class _Listener(Settings, extra="ignore"):
@@ -231,7 +248,8 @@ def _examine(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
         return None, found
     keys_path = document.resolve(edge.keys_file)
     keys = keyfile.load(keys_path)
-    found.extend(_judge(edge, keys))
+    found.extend(_judge(edge, document, keys))
+    spool = str(document.resolve(edge.spool_dir)) if edge.spool_dir else tempfile.gettempdir()
     https = check_server(files_of(document, "edge.tls", edge.tls.cert, edge.tls.key), found)
     addresses = {}
     for name, default in (("admission", ADMISSION_LISTEN), ("lifecycle", LIFECYCLE_LISTEN)):
@@ -239,24 +257,35 @@ def _examine(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
         peer = None if own else config.check(_Listener, document.section(name), name, found)
         addresses[f"{name}_address"] = own or (peer.listen if peer and peer.listen else default)
     keys = keys if edge.auth == "keys" else KeyFile(exists=False)
-    edge = edge.model_copy(update=addresses)
+    edge = edge.model_copy(update={**addresses, "spool_dir": spool})
     return Loaded(document, edge, telemetry, keys, keys_path, files, https), found
 
 
-def _judge(edge: EdgeSettings, keys: KeyFile) -> list[Problem]:
+def _judge_bodies(edge: EdgeSettings) -> list[Problem]:
+    """A body for which there is never room."""
+    share = edge.share(edge.workers)
+    among = f", shared among {edge.workers} workers," if edge.workers > 1 else ""
+    bodies = {"max_buffered": min(edge.max_body, edge.spool_above)}
+    if edge.max_body > edge.spool_above:
+        bodies["max_spooled"] = edge.max_body
+    return [
+        Problem(
+            "edge.max_body",
+            f"a body of {size} bytes would always get 503: edge.{key}{among} is {room} bytes",
+            warning=True,
+        )
+        for key, size in bodies.items()
+        if size > (room := getattr(share, key))
+    ]
+
+
+def _judge(edge: EdgeSettings, document: Document, keys: KeyFile) -> list[Problem]:
     """What no single key can tell."""
     found = _judge_keys(edge, keys)
-    share = edge.share(edge.workers).max_buffered
-    if edge.max_body > share:
-        among = f", shared among {edge.workers} workers," if edge.workers > 1 else ""
-        found.append(
-            Problem(
-                "edge.max_body",
-                f"a body of {edge.max_body} bytes would always get 503: edge.max_buffered{among} is {share} "
-                "bytes",
-                warning=True,
-            )
-        )
+    found += _judge_bodies(edge)
+    spool = document.resolve(edge.spool_dir)
+    if edge.spool_dir and not (spool.is_dir() and os.access(spool, os.W_OK | os.X_OK)):
+        found.append(Problem("edge.spool_dir", f"{edge.spool_dir} must be a folder that can be written to"))
     found += [
         Problem("edge.extra_routes", f"{route} operates model servers; anybody may call it", warning=True)
         for route in edge.extra_routes

@@ -10,31 +10,12 @@ from typing import Any
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.envelope import Failure
 from tidegate_edge.metrics import Metrics
+from tidegate_edge.responses import Responses
 from tidegate_edge.session import Session
 from tidegate_edge.settings import EdgeSettings
+from tidegate_edge.spool import Spools
 from tidegate_edge.upstream import Upstream
 from tidegate_edge.workers.peers import Alone
-
-
-class Bodies:
-    """The request bodies that are held now, and their size together. The sum changes only with the table."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        """Bytes."""
-        self.total = 0
-        self._sizes: dict[Hashable, int] = {}
-
-    def hold(self, owner: Hashable, size: int) -> None:
-        """`owner` now holds `size` bytes. Raises Failure (503) when that is too much (and holds them)."""
-        self.total += size - self._sizes.get(owner, 0)
-        self._sizes[owner] = size
-        if self.total > self.limit:
-            raise Failure("server_is_overloaded", "Too many request bodies are waiting; try again soon.")
-
-    def drop(self, owner: Hashable) -> None:
-        """`owner` holds nothing any more. May be called again."""
-        self.total -= self._sizes.pop(owner, 0)
 
 
 class Edge:
@@ -48,7 +29,10 @@ class Edge:
         self.catalog = catalog
         self.upstream = upstream
         self.metrics = Metrics()
-        self.bodies = Bodies(settings.max_buffered)
+        self.spools = Spools(
+            settings.spool_dir, settings.spool_above, settings.max_buffered, settings.max_spooled
+        )
+        self.responses = Responses()
         self.relays: Flights = Flights()
         self.connections: Sized = ()
         """Of clients."""
@@ -77,7 +61,8 @@ class Edge:
             "workers": 1.0,
             "connections": len(self.connections),
             "in_flight": len(self.relays),
-            "buffered_bytes": self.bodies.total,
+            "buffered_bytes": self.spools.memory.total,
+            "spooled_bytes": self.spools.disk.total,
             "tickets": len(self.session.waiting),
             "leases": len(self.session.held),
             "session_connected": float(self.session.connected),

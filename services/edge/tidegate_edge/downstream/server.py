@@ -27,7 +27,7 @@ Application = Callable[[Exchange], Awaitable[None]]
 _BACKLOG = 1024
 _SEND_BUFFER = 128 * 1024
 """The kernel doubles it: what a client that doesn't read may leave in the kernel, per connection."""
-_LINGER = 2.0
+_LINGER = 5.0
 """Seconds in which what a client still sends behind its connection's last answer is read and dropped."""
 _SPARE_FILES = 256
 """Open files beside clients' connections and as many to model servers."""
