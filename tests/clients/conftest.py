@@ -141,12 +141,7 @@ def _scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         "line": simulated("--token-rate", "20", max_concurrent=1, vram="1GiB"),
         "huge": simulated(vram="100GiB"),
     }
-    edge: dict[str, Any] = {"keepalive_after": "200ms", "max_body": "1MiB"}
-    edge |= {
-        "extra_routes": [
-            f"POST /v1/{path}" for path in ("audio/speech", "images/generations", "images/edits")
-        ]
-    }
+    edge = {"keepalive_after": "200ms", "max_body": "1MiB"}
     scene = Scene(Gateway(tmp_path_factory.mktemp("clients"), {"models": models, "edge": edge}))
     yield scene
     scene.close()
