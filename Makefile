@@ -1,7 +1,7 @@
 # One command each. Needs Python 3.11+ and make, nothing else: tools and dependencies go into .venv,
 # at the versions of uv.lock.
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test bench bench-peers protos docs clean
+.PHONY: help setup run check test clients bench bench-peers protos docs clean
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
@@ -29,6 +29,9 @@ check: setup     ## style, types, layers, contract, generated files
 test: setup      ## everything else
 	@$(BIN)/pytest -n auto $(ARGS)
 
+clients: setup   ## make .clients, so that `make test` also tests real clients (0.6 GB)
+	@$(BIN)/python scripts/clients.py
+
 bench: setup     ## figures, as ratios against a direct call in the same run
 	@$(BIN)/python -m bench $(ARGS)
 
@@ -42,4 +45,4 @@ docs: setup      ## regenerate the configuration reference
 	@$(BIN)/python scripts/reference.py
 
 clean:           ## remove what was made here
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/out
+	@rm -rf $(VENV) .clients tests/clients/node/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/out

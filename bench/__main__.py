@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from bench import flood, grants, hop, overload, plans, reconcile, swaps, waiting
+from bench import flood, grants, hop, overload, plans, reading, reconcile, swaps, waiting
 
 SCENARIOS: dict[str, tuple[Callable[[float], None], float]] = {
     "hop": (hop.run, 5.0),
@@ -22,6 +22,7 @@ SCENARIOS: dict[str, tuple[Callable[[float], None], float]] = {
     "shares": (flood.run_shares, 20.0),
     "swaps": (swaps.run, 60.0),
     "plans": (plans.run, 10.0),
+    "reading": (reading.run, 15.0),
     "reconcile": (reconcile.run, 0.0),
 }
 """By name: what runs, and the seconds that each of its measurements takes unless told otherwise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 import threading
 from typing import Any
 
@@ -46,6 +47,29 @@ def test_a_line_that_cannot_be_rendered_says_so(capsys: pytest.CaptureFixture[st
     sink.put({"event": "bad", "value": Bad()})
     sink.put({"event": "good"})
     assert [line.split()[-1] for line in written(capsys, sink)] == ["(LookupError)", "good"]
+
+
+def test_lines_of_several_processes_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written at a time is whole lines, and no more than a pipe takes in one piece."""
+    pieces: list[str] = []
+
+    class Pipe:
+        def write(self, text: str) -> None:
+            pieces.append(text)
+
+        def flush(self) -> None: ...
+
+    monkeypatch.setattr("sys.stderr", Pipe())
+    lines = ["ä" * (n % 700) + "\n" for n in range(3000)] + ["x" * 10_000 + "\n", "last\n"]
+    sink = Sink(str)
+    for line in lines:
+        sink.put(line)
+    sink.start()
+    sink.flush(10.0)
+    assert "".join(pieces) == "".join(lines)
+    assert all(piece.endswith("\n") for piece in pieces if piece)
+    too_long = [piece for piece in pieces if len(piece.encode()) > select.PIPE_BUF]
+    assert too_long == ["x" * 10_000 + "\n"]
 
 
 def test_a_full_sink_drops_and_counts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -297,7 +297,7 @@ class EdgeProcess:
                 sys.executable, "-m", "tidegate_edge", "--config", str(self.path),
                 stdout=out, stderr=out, env=os.environ | {"PYTHONPATH": str(GUARD)},
             )  # fmt: skip
-        await until(lambda: self._listening() or self._ended(), "the edge listens", 20)
+        await until(lambda: self._listening() or self._ended(), "the edge listens", 60)
         assert self.port, f"the edge did not start:\n{self.log()}"
         if ready:
             await self.readiness(200)

@@ -10,8 +10,8 @@ import pytest_asyncio
 from tests.edge.conftest import CHAT, Bench, Make
 from tests.edge.fakes import Answer, Client, Connection, ask
 from tests.edge.keyfiles import bearer, key, put, running
-from tidegate_edge.app import RELAYED
 from tidegate_edge.cors import Cors, is_own
+from tidegate_edge.routes import Routes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -89,7 +89,9 @@ async def test_other_pages_are_told_nothing(one: Bench) -> None:
 
 async def test_browsers_may_ask_first(one: Bench) -> None:
     """For every known route, without a key: methods, whatever fields they mean to send, and for how long."""
-    routes = dict.fromkeys(RELAYED, "POST") | dict.fromkeys(PAGES, "GET, HEAD")
+    routes = {route.path: ", ".join(sorted(route.methods)) for route in Routes().all()}
+    routes = {path.replace("{id}", "resp_1"): methods for path, methods in routes.items()}
+    routes |= dict.fromkeys(PAGES, "GET, HEAD")
     routes |= {"/gateway/models/org%2FPlain-7B/load": "POST", "/gateway/leases/a/1/revoke": "POST"}
     client = await Client.to(one.edge.port)
     for path, methods in routes.items():

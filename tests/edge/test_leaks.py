@@ -20,8 +20,8 @@ from tidegate_chassis.keyfile import KeyFile
 from tidegate_edge.app import App
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.guard import Guard
+from tidegate_edge.intake import Body
 from tidegate_edge.relay import Relay
-from tidegate_edge.request import Body
 from tidegate_edge.session import Session
 from tidegate_edge.settings import EdgeSettings
 from tidegate_edge.shared import Edge
@@ -76,7 +76,7 @@ async def test_nothing_leaks_at_whatever_step_a_request_ends(how: str, body: byt
                 request.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait_for(request.task, 5)
-            assert len(edge.relays) == edge.bodies.total == 0, steps
+            assert len(edge.relays) == edge.spools.memory.total == 0, steps
             assert not edge.session.held | edge.session.waiting, steps
         await until(lambda: len(admission.done) >= len(admission.acquired), "every ticket has ended")
         assert admission.twice == 0
@@ -141,7 +141,7 @@ async def test_a_body_is_held_no_longer_than_it_is_counted() -> None:
     async with application(script) as (app, edge, _, _):
         request = Request(app, body)
         await until(lambda: len(request.sent) > 1, "the first chunk")
-        assert edge.bodies.total == 0
+        assert edge.spools.memory.total == 0
         assert sys.getrefcount(body) == before
         go_on.set()
         await asyncio.wait_for(request.task, 5)
@@ -201,7 +201,7 @@ async def test_an_error_of_our_own_gives_the_slot_back(monkeypatch: pytest.Monke
         assert b"secret" not in request.said
         assert admission.acquired
         await admission.outcome()
-        assert len(edge.relays) == edge.bodies.total == 0
+        assert len(edge.relays) == edge.spools.memory.total == 0
 
 
 async def test_a_failing_log_handler_costs_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.edge.conftest import CHAT, Make
 from tests.edge.fakes import Client, ask, echo
 from tests.support.until import until
-from tidegate_edge.app import RELAYED
+from tidegate_edge.envelope import KINDS
+from tidegate_edge.routes import By, Routes, Takes
 
 NEVER = (
     "/sleep", "/wake_up", "/is_sleeping", "/collective_rpc", "/server_info", "/reset_prefix_cache", "/load",
@@ -17,23 +23,165 @@ NEVER = (
     "/start_profile", "/version", "/v1/chat/completions/", "/v1//chat/completions", "//v1/chat/completions",
     "/v1/./chat/completions", "/x/../v1/chat/completions", "/v1/chat%2fcompletions", "/v1/%63hat/completions",
     "/V1/chat/completions", "/v1/chat/completions%00", "/v1/models/../../sleep", "/%2e%2e/sleep", "/",
+    "/v1/chat/completions;x", "/v1/chat/completions/../../../sleep", "http://x/sleep", "http://x//sleep",
+    "/v1/responses/../../sleep", "/v1/responses/a/../../../sleep", "/v1/responses/%2e%2e%2fsleep",
+    "/v1/responses/a/sleep", "/v1/responses//cancel", "/v1/responses/.", "/v1/responses/a%00/cancel",
+    "/v1/realtime",
 )  # fmt: skip
+OPERATING = (
+    b"/sleep", b"/wake_up", b"/is_sleeping", b"/collective_rpc", b"/server_info", b"/reset_prefix_cache",
+    b"/reset_mm_cache", b"/pause", b"/resume", b"/abort_requests", b"/release_kv_cache_memory", b"/metrics",
+    b"/load", b"/version", b"/health", b"/ping", b"/invocations", b"/tokenizer_info", b"/scale_elastic_ep",
+    b"/is_scaling_elastic_ep", b"/fault_tolerance/apply", b"/start_profile", b"/stop_profile", b"/slots",
+    b"/props", b"/lora-adapters", b"/inference/v1/generate", b"/v1/load_lora_adapter",
+    b"/v1/unload_lora_adapter", b"/v1/realtime", b"/update_weights", b"/flush_cache", b"/docs",
+)  # fmt: skip
+LISTED = [route.path.encode() for route in Routes().all()]
+IDENTITY = re.compile(rb"[A-Za-z0-9_-]{1,256}")
+
+
+def encoded(path: bytes, place: int) -> bytes:
+    """With one byte percent-encoded."""
+    at = place % len(path)
+    return path[:at] + b"%%%02x" % path[at] + path[at + 1 :]
+
+
+def put(path: bytes, place: int, what: bytes) -> bytes:
+    """With something put in."""
+    at = place % (len(path) + 1)
+    return path[:at] + what + path[at:]
+
+
+BITS = (
+    b"/", b"//", b"/.", b"/..", b"/../", b"%2f", b"%2e%2e/", b"%00", b"\x00", b";", b";a=b", b"\\", b"%5c",
+    b"?", b"#", b" ", b"\t", b"\r\n", b"%0d%0a", b"\xc0\xaf", b":", b"@", b"*",
+)  # fmt: skip
+WHOLE: tuple[Callable[[bytes], bytes], ...] = (
+    bytes.upper,
+    bytes.title,
+    bytes.swapcase,
+    lambda path: b"http://host" + path,
+    lambda path: b"/v1/chat/completions/.." + path,
+    lambda path: b"/v1/responses/.." + path,
+    lambda path: b"/v1/responses/x" + path,
+    lambda path: b"/v1/models/../.." + path,
+    lambda path: path + b"/v1/chat/completions",
+    lambda path: path[1:],
+)
+CHANGES = st.one_of(
+    st.builds(lambda place: lambda path: encoded(path, place), st.integers(0, 60)),
+    st.builds(
+        lambda place, what: lambda path: put(path, place, what), st.integers(0, 60), st.sampled_from(BITS)
+    ),
+    st.sampled_from(WHOLE),
+)
+
+
+ROUTES = Routes()
+
+
+def check(path: bytes) -> None:
+    """It leads nowhere, or it is one of the list, with a plain id in its place."""
+    found = ROUTES.find(path)
+    if found is not None:
+        route, identity = found
+        assert route.path.encode().replace(b"{id}", identity) == path
+        assert not identity or IDENTITY.fullmatch(identity)
+        assert path not in OPERATING
+
+
+def test_each_single_change_of_a_path_is_no_path() -> None:
+    """Every place of every path, encoded, with anything put in, or the case changed."""
+    for path in (*OPERATING, *LISTED):
+        for place in range(len(path)):
+            check(encoded(path, place))
+            check(path[:place] + bytes((path[place] ^ 0x20,)) + path[place + 1 :])
+            for what in BITS:
+                check(put(path, place, what))
+        for change in WHOLE:
+            check(change(path))
+
+
+@given(st.sampled_from([*OPERATING, *LISTED]), st.lists(CHANGES, max_size=4))
+def test_what_is_found_is_on_the_list_byte_by_byte(
+    path: bytes, changes: list[Callable[[bytes], bytes]]
+) -> None:
+    """However a path is written."""
+    for change in changes:
+        path = change(path or b"/")
+    check(path)
+
+
+@given(st.binary(max_size=40) | st.from_regex(rb"/v1/responses/.{0,20}", fullmatch=True))
+def test_no_other_bytes_are_found(path: bytes) -> None:
+    """The same for any bytes."""
+    check(path)
+
+
+def test_extra_routes_are_found_with_their_own_methods() -> None:
+    """They are added to the built-in ones and take nothing from these."""
+    routes = Routes(["POST /v1/own", "PUT /v1/own", "PUT /v1/embeddings"])
+    found = {route.path: route.methods for route in routes.all()}
+    assert found["/v1/own"] == {"POST", "PUT"}
+    assert found["/v1/embeddings"] == {"POST", "PUT"}
+    assert len(found) == len(LISTED) + 1
 
 
 async def test_only_listed_routes_reach_a_model_server(bench: Make) -> None:
-    """Each inference route is relayed; nothing else is, however its path is written."""
+    """Each inference route is relayed, as it was sent; nothing else is, however its path is written."""
     one = await bench(echo(), extra_routes=["POST /v1/own", "PUT /v1/own"])
-    for path in (*RELAYED, "/v1/own"):
-        assert (await one.chat(path)).status == 200, path
-    assert (await ask(one.edge.port, "PUT", "/v1/own", {"model": "small"})).status == 200
-    count = len(one.server.seen)
-    assert count == len(RELAYED) + 2
+    port, expected = one.edge.port, []
+    for route in Routes(["POST /v1/own", "PUT /v1/own"]).all():
+        path = route.path.replace("{id}", "resp_1") + "?a=%2e&b"
+        for method in sorted(route.methods):
+            body = {"model": "small"} if route.by is By.BODY else b""
+            assert (await ask(port, method, path, body, x_tidegate_model="small")).status == 200, path
+            expected.append(f"{method} {path} HTTP/1.1".encode())
+    assert [seen.line for seen in one.server.seen] == expected
+    assert (await ask(port, "POST", f"http://any{CHAT}", {"model": "small"})).status == 200
+    assert one.server.seen.pop().line == f"POST {CHAT} HTTP/1.1".encode()
     for path in NEVER:
-        answer = await one.chat(path)
-        assert answer.status in (404, 405), path
-        assert answer.error["type"] == "invalid_request_error"
-        assert answer.header("x-request-id")
-    assert len(one.server.seen) == count
+        for method in ("POST", "GET"):
+            answer = await ask(port, method, path, {"model": "small"} if method == "POST" else b"")
+            assert answer.status in (404, 405), path
+            assert answer.error["type"] == "invalid_request_error"
+            assert answer.header("x-request-id")
+    assert len(one.server.seen) == len(expected)
+
+
+async def test_an_upgrade_is_answered_as_a_plain_request(bench: Make) -> None:
+    """There are no web sockets: who asks for one gets what the request alone gets."""
+    one = await bench(echo())
+    asked: dict[str, Any] = {"connection": "Upgrade", "upgrade": "websocket", "sec_websocket_version": "13"}
+    answer = await ask(one.edge.port, "POST", CHAT, {"model": "small"}, **asked)
+    assert (answer.status, answer.header("upgrade")) == (200, None)
+    assert one.server.seen[0].header(b"upgrade") is None
+    assert (await ask(one.edge.port, "GET", "/v1/realtime", **asked)).status == 404
+    assert (await ask(one.edge.port, "GET", "/v1/responses", **asked)).status == 405
+
+
+async def test_the_description_tells_what_is_served(bench: Make) -> None:
+    """/openapi.json: each route with its methods and the forms of its body; errors are the envelope."""
+    one = await bench(echo(), extra_routes=["PUT /v1/own"])
+    answer = await ask(one.edge.port, "GET", "/openapi.json")
+    described = json.loads(answer.body)
+    for route in Routes(["PUT /v1/own"]).all():
+        operations = described["paths"][route.path]
+        assert {method.upper() for method in operations} == route.methods
+        for operation in operations.values():
+            kinds = operation.get("requestBody", {"content": {}})["content"]
+            assert ("multipart/form-data" in kinds) is (Takes.FORM in route.takes)
+            assert ("application/json" in kinds) is (Takes.JSON in route.takes)
+            assert {"400", "404", "413", "429", "502", "503", "504"} < set(operation["responses"])
+    for path, operations in described["paths"].items():
+        if "get" in operations and "{" not in path:
+            got = await ask(one.edge.port, "GET", path)
+            assert got.status == 200
+            assert (got.header("content-type") or "").split(";")[0] in operations["get"]["responses"]["200"][
+                "content"
+            ]
+    documented = {int(name[1:]) for name in described["components"]["responses"]}
+    assert {kind.status for kind in KINDS.values()} <= documented | {405}
 
 
 async def test_a_wrong_method_is_told_the_right_one(bench: Make) -> None:
@@ -114,6 +262,11 @@ async def test_bad_requests_are_told_and_nothing_is_queued(bench: Make) -> None:
             await ask(port, "POST", CHAT, {"model": "small"}, content_encoding="gzip"),
             400,
             "unsupported_encoding",
+        ),
+        (
+            await ask(port, "POST", CHAT, {"model": "small"}, content_type="a/b", Content_Type="c/d"),
+            400,
+            "invalid_header",
         ),
         (await ask(port, "POST", CHAT, b" " * 1025), 413, "body_too_large"),
         (

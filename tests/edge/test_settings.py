@@ -36,7 +36,8 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
     ("edge", "path", "words"),
     [
         ({"listen": "unix:/tmp/x"}, "edge.listen", "host:port"),
-        ({"workers": 2}, "edge.workers", "no function"),
+        ({"workers": 65}, "edge.workers", "1 to 64"),
+        ({"drain_timeout": "0s"}, "edge.drain_timeout", "1s to 24h"),
         ({"workers": 0}, "edge.workers", "1 to 64"),
         ({"keys_file": ""}, "edge.keys_file", "a path"),
         ({"open_operations": "yes"}, "edge.open_operations", "true or false"),
@@ -146,6 +147,16 @@ def test_operating_routes_are_warned_about(tmp_path: Path) -> None:
     """An extra route that operates model servers is odd, but the operator's to choose."""
     found = problems(written(tmp_path, edge={"extra_routes": ["POST /sleep", "POST /v1/own"]}))
     assert [(problem.path, problem.warning) for problem in found] == [("edge.extra_routes", True)]
+
+
+def test_what_workers_hold_together_is_shared_out(tmp_path: Path) -> None:
+    """Connections and bodies are limits over all workers; a body that no worker can hold is warned about."""
+    edge = load(written(tmp_path, edge={"workers": 4, "max_connections": 10, "max_buffered": "1GiB"})).edge
+    assert (edge.share(4).max_connections, edge.share(4).max_buffered) == (3, 2**28)
+    for body, workers, odd in (("1GiB", 1, False), ("1GiB", 2, True), ("512MiB", 2, False)):
+        limits = {"workers": workers, "max_body": body, "max_spooled": "1GiB"}
+        found = problems(written(tmp_path, edge=limits))
+        assert [(problem.path, problem.warning) for problem in found] == [("edge.max_body", True)] * odd
 
 
 def test_retry_after_is_what_clients_obey() -> None:

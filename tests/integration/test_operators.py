@@ -57,6 +57,7 @@ def stream(one: Gateway, text: list[str]) -> threading.Thread:
     return thread
 
 
+@pytest.mark.timeout(300)  # ten commands, each a process
 def test_leases_and_queues_of_a_running_stream(gateway: Make) -> None:
     """`--config FILE` finds the private socket of `serve`; a revoked lease ends its stream in words."""
     one = gateway({"a": simulated("--token-rate", "20", max_concurrent=2), "b": simulated()}).start()

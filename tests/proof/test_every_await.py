@@ -92,7 +92,7 @@ class Trials:
         await w.until(lambda: w.app is not None and not w.edge.ready(), "the edge is ready")
         await w.settled(2 * TTL + 1.0)
         await w.until(lambda: len(w.dispatcher.sessions) <= 2, "the sessions of dead edges go")
-        assert len(w.edge.relays) == w.edge.bodies.total == 0
+        assert len(w.edge.relays) == w.edge.spools.memory.total == 0
         assert not [one for one in w.edge.upstream._open if one._reply is not None], "a busy connection"
         await w.until(lambda: _tasks() == self.before, f"the same tasks run as before: {self.before}")
 

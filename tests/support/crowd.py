@@ -116,7 +116,8 @@ class Client:
         except (ConnectionError, asyncio.IncompleteReadError):
             seen.end = "cut"
         seen.ended = time.monotonic()
-        if seen.end not in ("complete", "refused", "broken") or not ask.keep:
+        closes = seen.headers.get("connection") == "close"
+        if seen.end not in ("complete", "refused", "broken") or closes or not ask.keep:
             await self.hang_up(ask.leave.how)
         return seen
 

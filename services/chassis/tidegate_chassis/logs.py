@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import select
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import structlog
@@ -87,8 +88,9 @@ class Sink:
     def _write(self, lines: list[str | Event | threading.Event]) -> None:
         texts = [self._text(line) for line in lines if not isinstance(line, threading.Event)]
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write("".join(texts))
-            sys.stderr.flush()
+            for part in _parts(texts):
+                sys.stderr.write(part)
+                sys.stderr.flush()
         for line in lines:
             if isinstance(line, threading.Event):
                 line.set()
@@ -100,6 +102,20 @@ class Sink:
             return self.render(line) + "\n"
         except Exception as error:  # noqa: BLE001 - one bad value must not end all logging
             return f"a log line could not be rendered ({type(error).__name__})\n"
+
+
+def _parts(texts: list[str]) -> Iterator[str]:
+    """Whole lines, as many as a pipe takes in one piece: several processes may write into the same."""
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        length = len(text) if text.isascii() else len(text.encode(errors="replace"))
+        if part and size + length > select.PIPE_BUF:
+            yield "".join(part)
+            part, size = [], 0
+        part.append(text)
+        size += length
+    yield "".join(part)
 
 
 _sink = Sink(str)
@@ -114,8 +130,10 @@ class _Logger:
     debug = info = warning = error = critical = exception = msg
 
 
-def set_up(service: str, settings: TelemetrySettings) -> None:
-    """Configures structlog and logging for this process. Call it once, after any fork."""
+def set_up(service: str, settings: TelemetrySettings, worker: int = 0) -> None:
+    """Configures structlog and logging for this process. Call it once, after any fork.
+
+    `worker`: the number of one of several processes of the service, told in each line; 0 = the only one."""
     level = getattr(logging, settings.log_level.upper())
     render = _renderer(settings.log_format)
     _sink.render = lambda event: str(render(None, "", event))
@@ -124,7 +142,7 @@ def set_up(service: str, settings: TelemetrySettings) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        _named(service),
+        _named(service, worker),
     ]
     structlog.configure(
         processors=[*shared, lambda _, __, event: ((event,), {})],
@@ -183,9 +201,11 @@ def _renderer(form: str) -> Any:
     return structlog.dev.ConsoleRenderer(colors=True) if sys.stderr.isatty() else plain
 
 
-def _named(service: str) -> Any:
+def _named(service: str, worker: int) -> Any:
     def add(_: Any, __: str, event: Event) -> Event:
         event["service"] = service
+        if worker:
+            event["worker"] = worker
         return event
 
     return add

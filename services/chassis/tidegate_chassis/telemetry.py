@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import socket
 import threading
 from collections.abc import Iterator
 from random import getrandbits, random
@@ -32,9 +34,11 @@ _sample = 0.0
 _tracer: trace.Tracer = trace.NoOpTracer()
 
 
-def set_up(service: str, settings: TelemetrySettings) -> None:
-    """Starts logging and, when an endpoint is set, tracing. Call it once, after any fork."""
-    logs.set_up(service, settings)
+def set_up(service: str, settings: TelemetrySettings, worker: int = 0) -> None:
+    """Starts logging and, when an endpoint is set, tracing. Call it once, after any fork.
+
+    `worker`: the number of one of several processes of the service; 0 = the only one."""
+    logs.set_up(service, settings, worker)
     global _provider, _sample, _tracer
     if not settings.otlp_endpoint:
         return
@@ -49,11 +53,18 @@ def set_up(service: str, settings: TelemetrySettings) -> None:
     _sample = settings.sample
     _provider = TracerProvider(
         sampler=ParentBased(ALWAYS_ON),  # what isn't to be recorded never comes to it
-        resource=Resource.create({"service.name": f"tidegate-{service}"}),
+        resource=Resource.create(
+            {"service.name": f"tidegate-{service}", "service.instance.id": _instance(worker)}
+        ),
         shutdown_on_exit=False,
     )
     _provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
     _tracer = _provider.get_tracer("tidegate")
+
+
+def _instance(worker: int) -> str:
+    """This process among all that tell of themselves: host, pid and, of several, the worker's number."""
+    return f"{socket.gethostname()}:{os.getpid()}" + (f":{worker}" if worker else "")
 
 
 def shut_down() -> None:

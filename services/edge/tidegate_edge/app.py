@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 import orjson
 import structlog
 
+from tidegate_edge import openapi
 from tidegate_edge.answer import Answer
 from tidegate_edge.catalog import Model
 from tidegate_edge.cors import Cors
@@ -22,32 +23,11 @@ from tidegate_edge.head import Head, Headers, raw_field, read_head, request_id
 from tidegate_edge.keyring import NOBODY, Caller
 from tidegate_edge.operations import Operations, Order, refuse_strangers
 from tidegate_edge.relay import Relay
+from tidegate_edge.routes import Routes
 from tidegate_edge.shared import Edge
 from tidegate_edge.status import Status
 
 log = structlog.get_logger("tidegate.edge")
-
-RELAYED = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/rerank",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/score",
-    "/v1/score",
-    "/v1/audio/transcriptions",
-    "/v1/audio/translations",
-    "/tokenize",
-    "/detokenize",
-    "/pooling",
-    "/classify",
-)
-"""POST routes passed to model servers. Everything that isn't listed is 404: a model server's operating routes
-(sleep, collective_rpc, LoRA, ...) are never reachable through here, whatever it was started with."""
 
 _MODELS = b"/v1/models/"
 _JSON = b"application/json"
@@ -84,12 +64,7 @@ class App:
         self._guard = guard
         self._cors = Cors(edge.settings.cors_origins)
         self._operations = Operations(status.admission, status.lifecycle)
-        relayed = [("POST", path) for path in RELAYED]
-        relayed += [tuple(route.split(" ", 1)) for route in edge.settings.extra_routes]  # type: ignore[misc]
-        self._relayed: dict[bytes, frozenset[str]] = {}
-        for method, path in relayed:
-            key = path.encode()
-            self._relayed[key] = self._relayed.get(key, frozenset()) | {method}
+        self._routes = Routes(edge.settings.extra_routes)
         self._pages = {
             b"/v1/models": Page(Need.INFERENCE, self._models),
             b"/health": Page(Need.NOTHING, self._health),
@@ -111,23 +86,25 @@ class App:
         try:
             head = read_head(headers)
             own = self._own(headers, head.request_id)
-            methods = self._relayed.get(path)  # 1
-            page = None if methods else self._page(path)
-            methods = page.methods if page else methods
-            if methods is None:
+            route, response = self._routes.find(path) or (None, b"")  # 1
+            page = None if route else self._page(path)
+            place = route or page
+            if place is None:
                 raise Failure("not_found", "There is no such route.")
+            methods = place.methods
             if method == "OPTIONS":  # 2
                 exchange.whole(204, [*self._preflight(headers, methods), *own], b"")
                 return
             if method not in methods:
                 allow = ", ".join(sorted(methods))
                 raise Failure("method_not_allowed", f"This route takes {allow}.", allow=allow)
-            if page is None:  # 3
+            if route is not None:  # 3
                 head.admit(self._guard.inference(head.authorization, head.api_key))
                 if self._edge.draining:
                     raise Failure("draining", "The service is stopping; try again.")
-                await Relay(self._edge, exchange, head, own).run()
+                await Relay(self._edge, exchange, head, own, route, response).run()
                 return
+            assert page is not None, "it is one of the two"
             status, kind, body = await page.make(self._visitor(page, head, headers))  # 4
             exchange.whole(status, [(b"content-type", kind), *own], body)
         except Failure as failure:
@@ -192,34 +169,10 @@ class App:
         return 200, _JSON, orjson.dumps(await self._status.snapshot(self._edge, self._guard))
 
     async def _metrics(self, _: Caller) -> tuple[int, bytes, bytes]:
-        return 200, b"text/plain; version=0.0.4; charset=utf-8", self._edge.metrics.text()
+        return 200, b"text/plain; version=0.0.4; charset=utf-8", await self._edge.peers.metrics()
 
     async def _openapi(self, _: Caller) -> tuple[int, bytes, bytes]:
-        return 200, _JSON, orjson.dumps(self._described())
-
-    def _described(self) -> dict[str, Any]:
-        error = {"$ref": "#/components/schemas/Error"}
-        refused = {"description": "an error", "content": {"application/json": {"schema": error}}}
-        answers = {"200": {"description": "the model server's answer"}, "default": refused}
-        body = {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Request"}}},
-        }
-        paths: dict[str, Any] = {
-            path.decode(): {
-                method.lower(): {"requestBody": body, "responses": answers} for method in sorted(methods)
-            }
-            for path, methods in self._relayed.items()
-        }
-        page = {"get": {"responses": {"200": {"description": "as named"}, "default": refused}}}
-        paths |= {path.decode(): page for path in self._pages}
-        inner = {name: {"type": ["string", "null"]} for name in ("message", "type", "param", "code")}
-        schemas = {
-            "Request": {"type": "object", "required": ["model"], "properties": {"model": {"type": "string"}}},
-            "Error": {"type": "object", "properties": {"error": {"type": "object", "properties": inner}}},
-        }
-        info = {"title": "tidegate", "version": self._status.version}
-        return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": schemas}}
+        return 200, _JSON, openapi.document(self._routes, self._status.version)
 
 
 def _entry(model: Model) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 import structlog
@@ -25,8 +25,8 @@ class Model:
     aliases: tuple[str, ...]
     upstream_model: str
     """The name that the server knows, to be written into the body; empty = the body passes unchanged."""
-    request_defaults: dict[str, Any]
-    """Merged under the caller's fields."""
+    request_defaults: dict[str, bytes]
+    """Merged under the caller's fields: JSON texts by key."""
     state: str
     """ready, loading, sleeping, stopped or failed."""
     engine: str
@@ -49,6 +49,12 @@ class Catalog:
     def known(self) -> bool:
         """A catalogue has been received at least once."""
         return self._received.is_set()
+
+    async def available(self, patience: float) -> bool:
+        """Whether a catalogue is known, waiting up to `patience` seconds for it."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._received.wait(), patience)
+        return self.known
 
     def find(self, name: str) -> Model | None:
         """A model by its name or an alias."""
@@ -88,11 +94,12 @@ class Catalog:
 
 
 def _model(entry: pb.CatalogModel) -> Model:
+    defaults = json.loads(entry.request_defaults_json) if entry.request_defaults_json else {}
     return Model(
         name=entry.name,
         aliases=tuple(entry.aliases),
         upstream_model=entry.upstream_model,
-        request_defaults=json.loads(entry.request_defaults_json) if entry.request_defaults_json else {},
+        request_defaults={key: json.dumps(value).encode() for key, value in defaults.items()},
         state=pb.ModelState.Name(entry.state).removeprefix("MODEL_STATE_").lower(),
         engine=entry.engine,
         created_age=entry.age_ms / 1000,

@@ -8,8 +8,8 @@ understand differently is no answer (`Broken`), however its bytes were cut into 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import cast
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
@@ -39,6 +39,16 @@ class ConnectFailed(Exception):
 
 class Broken(Exception):
     """The answer began and broke off, or was no HTTP. Never tried again: the server has begun to work."""
+
+
+class Unread(Protocol):
+    """A body that isn't in memory: its length, and its bytes as often as they are asked for."""
+
+    def __len__(self) -> int:
+        """Bytes."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """From the begin. What it raises ends the exchange."""
 
 
 class Reply:
@@ -76,7 +86,7 @@ class Reply:
         self._bodiless = bodiless
         self._interim = False
         self._pieces: list[bytes] = []
-        self._failure: ConnectFailed | Broken | None = None
+        self._failure: Exception | None = None
         self._on_end: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -129,7 +139,7 @@ class Reply:
             callback()
         self.wake()
 
-    def fail(self, failure: ConnectFailed | Broken) -> None:
+    def fail(self, failure: Exception) -> None:
         """It breaks off here."""
         self._failure = failure
         self.wake()
@@ -212,6 +222,8 @@ class Connection(asyncio.BufferedProtocol):
         self._parser: HttpResponseParser | None = None
         self._head_bytes = 0
         self._unsent = memoryview(b"")
+        self._sender: asyncio.Task[None] | None = None
+        self._room: asyncio.Future[None] | None = None
         self._reading = self._writing = True
         self._used = False
         self.idle_since = 0.0
@@ -223,7 +235,7 @@ class Connection(asyncio.BufferedProtocol):
         """Nobody has closed it yet, as far as is known."""
         return self._transport is not None and not self._transport.is_closing()
 
-    async def exchange(self, head: bytes, body: bytes, bodiless: bool) -> Reply:
+    async def exchange(self, head: bytes, body: bytes | Unread, bodiless: bool) -> Reply:
         """Sends a request and waits for the head of its response. Raises ConnectFailed or Broken.
 
         `bodiless`: the response has no body, whatever its head says.
@@ -233,7 +245,10 @@ class Connection(asyncio.BufferedProtocol):
         self._reply = reply = Reply(self, self._used, bodiless)
         self._parser = HttpResponseParser(reply)
         self._used, self._head_bytes = True, 0
-        if len(body) <= _PIECE:
+        if not isinstance(body, bytes):
+            self._write(head)
+            self._sender = asyncio.ensure_future(self._send(reply, body))
+        elif len(body) <= _PIECE:
             self._write(head + body)
         else:
             self._write(head)
@@ -250,6 +265,8 @@ class Connection(asyncio.BufferedProtocol):
         """Closes it at once. Synchronous; may be called again."""
         self._reply = self._parser = None
         self._unsent = memoryview(b"")
+        if self._sender is not None:
+            self._sender.cancel()
         if self._transport is not None:
             self._transport.abort()
 
@@ -353,6 +370,8 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._writing = True
         self._push()
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
     def _write(self, data: bytes | memoryview) -> None:
         assert self._transport is not None, "it was opened"
@@ -362,6 +381,17 @@ class Connection(asyncio.BufferedProtocol):
         while self._unsent and self._writing:
             piece, self._unsent = self._unsent[:_PIECE], self._unsent[_PIECE:]
             self._write(piece)
+
+    async def _send(self, reply: Reply, body: Unread) -> None:
+        """Sends a body that isn't in memory, as its server takes it."""
+        try:
+            async for piece in body:
+                while not self._writing:
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
+                self._write(piece)
+        except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits for the reply is told
+            self._fail(reply, error)
 
     def _read(self, on: bool) -> None:
         assert self._transport is not None, "it was opened"
@@ -378,14 +408,15 @@ class Connection(asyncio.BufferedProtocol):
         self._reply = self._parser = None
         if not self._reading:
             self._read(True)
-        unsent = bool(self._unsent) or self._transport.get_write_buffer_size() > 0
+        sending = self._sender is not None and not self._sender.done()
+        unsent = sending or bool(self._unsent) or self._transport.get_write_buffer_size() > 0
         if reply.keep and self.open and not unsent:
             self._free(self)
         else:
             self.abort()
         reply.end()
 
-    def _fail(self, reply: Reply, failure: ConnectFailed | Broken) -> None:
+    def _fail(self, reply: Reply, failure: Exception) -> None:
         self.abort()
         reply.fail(failure)
 

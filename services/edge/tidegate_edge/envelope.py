@@ -47,6 +47,7 @@ KINDS: dict[str, Kind] = {
     "permission_denied": Kind(403, _INVALID),
     "not_found": Kind(404, _INVALID),
     "model_not_found": Kind(404, _INVALID),
+    "response_not_found": Kind(404, _INVALID),
     "method_not_allowed": Kind(405, _INVALID),
     "request_timeout": Kind(408, _INVALID, close=True),
     "body_too_large": Kind(413, _INVALID, close=True),

@@ -15,6 +15,7 @@ Headers = list[tuple[bytes, bytes]]
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _TENANT = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _AFFINITY = re.compile(rb"[!-~]{1,128}")
+_MODEL = re.compile(rb"[!-~]{1,256}")
 _HOP_BY_HOP = frozenset(
     (
         b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection",
@@ -25,7 +26,8 @@ _READ = frozenset(
     (
         b"host", b"content-length", b"expect", b"x-request-id", b"traceparent", b"x-tidegate-deadline-ms",
         b"content-type", b"content-encoding", b"accept-encoding", b"x-tidegate-tenant",
-        b"x-tidegate-priority", b"x-tidegate-affinity", b"authorization", b"x-api-key", b"origin",
+        b"x-tidegate-priority", b"x-tidegate-affinity", b"x-tidegate-model", b"authorization", b"x-api-key",
+        b"origin",
     )
 )  # fmt: skip
 _SPECIAL = _HOP_BY_HOP | _READ
@@ -71,6 +73,8 @@ class Head:
     tenant: str = ""
     """Whose share and rates count; empty = nobody's in particular."""
     band: Band = Band.NORMAL
+    model: str = ""
+    """A name or an alias, for requests whose body names none; empty = not told."""
     affinity: str = ""
     """Requests with the same one go to the same instance where it has room; empty = to any."""
 
@@ -111,6 +115,8 @@ def read_head(headers: Headers) -> Head:
         if name not in _SPECIAL:
             forward.append(field)
         elif name == b"content-type":
+            if head.content_type:
+                raise Failure("invalid_header", "content-type is given more than once.")
             head.content_type = value
             forward.append(field)
         elif name == b"content-length":
@@ -127,6 +133,8 @@ def read_head(headers: Headers) -> Head:
             head.deadline = _deadline(value)
         elif name == b"x-tidegate-affinity":
             head.affinity = _affinity(value)
+        elif name == b"x-tidegate-model":
+            head.model = _model(value)
         elif name == b"x-tidegate-tenant":
             head.said_tenant = value
         elif name == b"x-tidegate-priority":
@@ -168,6 +176,13 @@ def _deadline(value: bytes) -> float:
 def _affinity(value: bytes) -> str:
     if not _AFFINITY.fullmatch(value):
         words = f"x-tidegate-affinity must be 1 to 128 visible ASCII characters, not {_said(value)}."
+        raise Failure("invalid_header", words)
+    return value.decode()
+
+
+def _model(value: bytes) -> str:
+    if not _MODEL.fullmatch(value):
+        words = f"x-tidegate-model must be 1 to 256 visible ASCII characters, not {_said(value)}."
         raise Failure("invalid_header", words)
     return value.decode()
 

@@ -11,6 +11,8 @@ from prometheus_client.registry import Collector
 
 from tidegate_edge.counts import Counter, Histogram
 
+ALIKE = frozenset(("tidegate_edge_keys", "tidegate_edge_keys_file_refused"))
+"""Gauges that tell the same in each of several workers: together they are the largest, not the sum."""
 _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
@@ -69,14 +71,29 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+class MasterMetrics:
+    """What the master of several workers counts itself."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.ends = Counter(
+            "tidegate_edge_worker_ends",
+            "Worker processes that have ended: retired (renewed) or died.",
+            ["end"], registry=self.registry,
+        )  # fmt: skip
+
+
 class _Gauges(Collector):
     _HELP = {  # noqa: RUF012 - never changed
+        "workers": "Processes that serve.",
+        "connections": "Connections of clients.",
         "in_flight": "Requests being worked on.",
-        "buffered_bytes": "Request bodies held.",
-        "tickets": "Tickets that wait, by this edge's session.",
-        "leases": "Leases held, by this edge's session.",
-        "session_connected": "1 when admission has welcomed the session's stream.",
-        "draining": "1 when the edge is stopping.",
+        "buffered_bytes": "Request bodies held in memory.",
+        "spooled_bytes": "Request bodies held on disk.",
+        "tickets": "Tickets that wait, by this edge's sessions.",
+        "leases": "Leases held, by this edge's sessions.",
+        "session_connected": "Sessions whose stream admission has welcomed; each worker has one.",
+        "draining": "Processes that are stopping.",
         "keys": "API keys that are valid now.",
         "keys_file_refused": "1 while the key file can't be used and what was in effect before stays.",
     }

@@ -12,7 +12,7 @@ from tidegate_edge import semconv
 from tidegate_edge.head import Head
 from tidegate_edge.metrics import Metrics
 from tidegate_edge.ticket import Grant
-from tidegate_edge.usage import NONE, UNKNOWN, Tail, Tokens, free
+from tidegate_edge.usage import NONE, UNKNOWN, Tail, Tokens, free, paid
 
 log = structlog.get_logger("tidegate.edge.access")
 
@@ -118,7 +118,8 @@ class Record:
         tell any."""
         if self._tokens is None:
             found = tail.tokens(self.events, self.asked) if tail.size else UNKNOWN
-            if not (found.prompt or found.completion) and (self._status >= 400 or free(self._path)):
+            nothing = self._status >= 400 or free(self._path)
+            if paid(self._path) or (nothing and not (found.prompt or found.completion)):
                 found = NONE
             self._tokens = found
         return self._tokens

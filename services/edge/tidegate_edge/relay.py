@@ -23,9 +23,10 @@ from tidegate_edge.due import Due
 from tidegate_edge.ends import complete
 from tidegate_edge.envelope import Failure, loss, refusal, upstream_error
 from tidegate_edge.head import Head, Headers, field, queue_fields, rate_fields, to_client
-from tidegate_edge.multipart import is_multipart, read_multipart
+from tidegate_edge.intake import Body, Intake
 from tidegate_edge.record import Record
-from tidegate_edge.request import Body, read_json
+from tidegate_edge.responses import Watch
+from tidegate_edge.routes import RESPONSES, By, Route
 from tidegate_edge.shared import Edge
 from tidegate_edge.ticket import Grant, Outcome, Ticket, TicketRefused
 from tidegate_edge.upstream import Broken, ConnectFailed, Reply
@@ -47,17 +48,29 @@ _LARGEST_ERROR = 65536
 """Bytes of a model server's error that are put into a stream."""
 
 GONE, STUCK, SILENT, SLOW_BODY, DRAINING = "gone", "stuck", "silent", "slow body", "draining"
+SLOW_DISK = "slow disk"
 
 
 class Relay:
     """One request. `run` is its task."""
 
-    def __init__(self, edge: Edge, exchange: Exchange, head: Head, own: Headers) -> None:
-        """`own`: fields that every answer has; more are added."""
+    def __init__(
+        self,
+        edge: Edge,
+        exchange: Exchange,
+        head: Head,
+        own: Headers,
+        route: Route,
+        response: bytes = b"",
+    ) -> None:
+        """`own`: fields that every answer has; more are added. `response`: the id in the path; empty = it has
+        none."""
         self._edge = edge
         self._exchange = exchange
         self._head = head
-        self._path = path = exchange.path
+        self._route = route
+        self._response = response
+        self._path = path = route.label
         self._answer = Answer(exchange, path)
         self._record = Record(edge.metrics, exchange.method, path, head)
         settings = edge.settings
@@ -68,13 +81,15 @@ class Relay:
         self._cause: str | Failure | None = None
         self._closing = False
         self._own = own
-        self._body: Body | None = None
+        self._intake: Intake | None = None
         self._ticket: Ticket | None = None
         self._grant: Grant | None = None
         self._outcome = Outcome.CLIENT_GONE
         self._waiting: Waiting | None = None
         self._reply: Reply | None = None
         self._tail = Tail()
+        self._feed = self._tail.feed
+        self._watch: Watch | None = None
         self._rest = b""
         self._plain = False
         """The answer is a stream of events that can be read here, and added to."""
@@ -115,13 +130,13 @@ class Relay:
             self._record.close(self._answer.status, self._tail)
 
     async def _serve(self) -> None:
-        body = self._read_request(await self._read_body())
-        self._body = body
+        body = await self._read_body()
         if not self._edge.catalog.known:
             raise Failure("server_is_overloaded", "The catalogue of models is not known yet.", retry_after=2)
-        model = self._edge.catalog.find(body.model)
+        name = body.said.model if body.said else self._addressed()
+        model = self._edge.catalog.find(name)
         if model is None:
-            message = f"The model `{body.model[:128]}` does not exist."
+            message = f"The model `{name[:128]}` does not exist."
             raise Failure("model_not_found", message, param="model")
         self._record.model = model.name
         if not self._head.caller.may_use(model.name, model.aliases):
@@ -140,44 +155,58 @@ class Relay:
 
     # The request.
 
-    async def _read_body(self) -> bytes:
-        """The whole body. Raises Failure (408, 413, 503)."""
+    async def _read_body(self) -> Body:
+        """The whole body. Raises Failure (400, 408, 413, 503)."""
         limit, patience = self._edge.settings.max_body, self._edge.settings.write_timeout
         if self._exchange.length > limit:
             raise _too_large(limit)
-        pieces: list[bytes] = []
+        reads = self._route.by is By.BODY
+        self._intake = intake = Intake(self._edge.spools, self._head.content_type, reads)
         size = 0
         begun = self._dog.now()
         while True:
             spent = self._dog.now() - begun
             self._dog.expect(min(patience, patience + size / _SLOWEST - spent), SLOW_BODY)
             piece = await self._exchange.read()
+            self._dog.expect(patience, SLOW_DISK)
             if not piece:
+                body = await intake.whole()
                 self._dog.rest()
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.append(piece)
+                return body
             size += len(piece)
             if size > limit:
                 raise _too_large(limit)
-            self._edge.bodies.hold(self, size)
+            await intake.take(piece)
 
-    def _read_request(self, raw: bytes) -> Body:
-        content_type = self._head.content_type
-        return read_multipart(raw, content_type) if is_multipart(content_type) else read_json(raw)
+    def _addressed(self) -> str:
+        """The model of a request whose body names none. Raises Failure (404)."""
+        name = self._head.model or self._edge.responses.find(self._owner, self._response)
+        if name:
+            return name
+        words = "It isn't known which model gave this response; name it in the header x-tidegate-model."
+        raise Failure("response_not_found", words, param="response_id")
+
+    @property
+    def _owner(self) -> str:
+        """To whom answers belong: nobody else finds them by their ids."""
+        return self._head.tenant
 
     # The slot.
 
     def _offer(self, model: Model, body: Body) -> None:
         edge, settings = self._edge, self._edge.settings
-        comments = body.stream and settings.keepalive_after > 0
-        self._record.asked = len(body.raw) // 4 if body.json else 0
+        stream, limit = b"stream=true" in self._exchange.query.split(b"&"), 0
+        if body.said:
+            stream, limit = body.said.hints(model.request_defaults)
+        comments = stream and settings.keepalive_after > 0
+        self._record.asked = len(body.content) // 4 if body.said and not body.said.boundary else 0
         self._ticket = edge.session.acquire(
             model.name,
             tenant=self._head.tenant,
             band=self._head.band,
             deadline=self._due.left(),
             catalog_generation=edge.catalog.generation,
-            token_estimate=min(estimate(self._path, self._record.asked, body.max_tokens), 2**32 - 1),
+            token_estimate=min(estimate(self._path, self._record.asked, limit), 2**32 - 1),
             affinity=self._head.affinity,
             trace_parent=self._record.trace_parent,
             wants_progress=comments,
@@ -246,11 +275,13 @@ class Relay:
         model = self._edge.catalog.find(model.name) or model  # it may have been changed during the wait
         query = exchange.query
         url = (
-            grant.address.rstrip("/") + self._path.decode() + ("?" + query.decode("latin-1") if query else "")
+            grant.address.rstrip("/")
+            + exchange.path.decode()
+            + ("?" + query.decode("latin-1") if query else "")
         )
         parent = self._record.attempt(grant)
         headers = self._head.to_server(parent, plain=begun)
-        content = body.rewritten(model.upstream_model, model.request_defaults)
+        content = body.outgoing(model.upstream_model, model.request_defaults)
         self._dog.expect(self._edge.settings.response_timeout, SILENT)
         try:
             slots = grant.queue.max_concurrent
@@ -262,8 +293,8 @@ class Relay:
         if self._ticket is not None:
             self._ticket.answered()
         self._record.answered(reply.status, reply.reused)
-        self._body = None
-        self._edge.bodies.drop(self)
+        if self._intake is not None:
+            self._intake.spool.forget()
         self._own += queue_fields(grant.queue)
         self._own += rate_fields(grant.rates)
         self._own.append((b"x-tidegate-queue-ms", b"%d" % (self._record.queued * 1000)))
@@ -283,6 +314,9 @@ class Relay:
         events = field(reply.headers, b"content-type").startswith(b"text/event-stream")
         self._record.events = events
         self._plain = events and reply.status == 200 and not _framed_or_coded(reply.headers)
+        if self._route.path == RESPONSES and reply.status == 200:
+            self._feed = self._watched
+            self._watch = Watch(self._learn)
         reply.on_end(self._upstream_ended)
         answer = self._answer
         try:
@@ -308,7 +342,7 @@ class Relay:
     async def _stream(self, reply: Reply) -> None:
         """The hot loop: per chunk two awaits and no task, no timer, no copy."""
         settings, dog, session = self._edge.settings, self._dog, self._edge.session
-        now, read, more, feed = dog.now, reply.read, self._answer.more, self._tail.feed
+        now, read, more, feed = dog.now, reply.read, self._answer.more, self._feed
         idle, write = settings.stream_idle_timeout, settings.write_timeout
         while True:
             dog.limit, dog.cause, dog.since = idle, SILENT, now()
@@ -336,12 +370,20 @@ class Relay:
         self._ended = True
         self._rest = reply.rest()
         if self._rest:
-            self._tail.feed(self._rest)
+            self._feed(self._rest)
         if self._plain and not complete(self._path, self._tail.end(), framed=not reply.open_ended):
             self._torn = True
             self._outcome = Outcome.UPSTREAM_ERROR
         if self._cause is None:
             self._release()
+
+    def _watched(self, chunk: bytes) -> None:
+        self._tail.feed(chunk)
+        if self._watch is not None:
+            self._watch.feed(chunk)
+
+    def _learn(self, identity: bytes) -> None:
+        self._edge.responses.learn(self._owner, identity, self._record.model)
 
     async def _error_into_stream(self, reply: Reply) -> None:
         """The head of a stream is out, but the model server answered with something else."""
@@ -364,8 +406,8 @@ class Relay:
             reply.close()
         if ticket is not None:
             ticket.done(self._outcome, self._record.tokens(self._tail))
-        self._body = None
-        self._edge.bodies.drop(self)
+        if self._intake is not None:
+            self._intake.spool.close()
         if self._waiting is not None and self._closing:
             self._waiting.abandon()
         if self._closing:
@@ -387,6 +429,9 @@ class Relay:
             await self._fail(Failure("upstream_timeout", "The model server was silent for too long."))
         elif cause == SLOW_BODY:
             await self._fail(Failure("request_timeout", "The request's body came too slowly."))
+        elif cause == SLOW_DISK:
+            words = "The disk on which a large request body is kept doesn't answer."
+            await self._fail(Failure("server_is_overloaded", words))
         else:
             await self._fail(Failure("draining", "The service is stopping; try again."))
 

@@ -1,23 +1,34 @@
 """What the edge needs to know of a request's body, and the only changes it makes to it. Pure.
 
 A body is never parsed and written again: the value of `model` is spliced by its place in the bytes, missing
-defaults are inserted behind the opening brace, and everything else stays as the caller sent it.
+defaults are inserted before everything else, and the rest stays as the caller sent it.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import orjson
 
 from tidegate_edge.envelope import Failure
+from tidegate_edge.scanner import (
+    LIMITS,
+    MAX_DEPTH,
+    MAX_NAME,
+    Scanner,
+    check_names,
+    duplicate_model,
+    long_name,
+    too_deep,
+)
 
-MAX_DEPTH = 128
-"""Nesting of a JSON body."""
-MAX_VALUES = 400_000
-"""Values of a JSON body, about: what is parsed must stay small beside what was sent."""
+LARGE = 256 * 1024
+"""Bytes from which on a JSON body is scanned as it comes rather than parsed."""
+
+Edit = tuple[int, int, bytes]
+"""Bytes that take the place of those from one offset to another."""
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _SPACE = rb"[ \t\n\r]*+"
@@ -29,40 +40,64 @@ _HIDDEN = b"\\u006"
 """Every letter of `model` is written \\u006x when it is escaped at all; no other escape gives a letter."""
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
-    """A request's body and what it says."""
+class Said(NamedTuple):
+    """What a request's body says."""
 
-    raw: bytes
     model: str
     """As the caller wrote it: a name or an alias."""
     stream: bool
     """The caller wants server-sent events."""
     span: tuple[int, int]
-    """Where the value of `model` stands in `raw`."""
-    keys: frozenset[str] = frozenset()
-    """Top-level keys (JSON only)."""
+    """Where the value of `model` stands."""
+    keys: frozenset[str]
+    """Outermost keys, or names of parts."""
     max_tokens: int = 0
     """The caller's limit on the answer; 0 = none said."""
-    json: bool = True
+    opening: int = 0
+    """Where defaults are inserted."""
+    boundary: bytes = b""
+    """A form's; empty = the body is JSON."""
 
-    def rewritten(self, upstream_model: str, defaults: dict[str, Any]) -> bytes:
-        """The bytes for the model server. `upstream_model` empty or equal = that value stays as it is."""
-        raw, (begin, end) = self.raw, self.span
+    def edits(self, upstream_model: str, defaults: Mapping[str, bytes]) -> list[Edit]:
+        """What is changed for the model server, by place.
+
+        `upstream_model` empty or equal = that value stays as it is. `defaults` are JSON texts by key; those
+        that the caller has given stay away. A form takes texts, numbers and truth values alone. Raises
+        Failure (400).
+        """
+        found: list[Edit] = []
+        missing = {key: value for key, value in defaults.items() if key not in self.keys}
+        new = _parts(missing, self.boundary) if self.boundary else _pairs(missing)
+        if new:
+            found.append((self.opening, self.opening, new))
         if upstream_model and upstream_model != self.model:
-            value = orjson.dumps(upstream_model) if self.json else upstream_model.encode()
-            raw = raw[:begin] + value + raw[end:]
-        missing = {key: value for key, value in defaults.items() if key not in self.keys} if self.json else {}
-        if missing:
-            behind = raw.index(b"{") + 1
-            raw = raw[:behind] + orjson.dumps(missing)[1:-1] + b"," + raw[behind:]
+            value = upstream_model.encode() if self.boundary else orjson.dumps(upstream_model)
+            found.append((*self.span, value))
+        return sorted(found)
+
+    def hints(self, defaults: Mapping[str, bytes]) -> tuple[bool, int]:
+        """Whether the answer is a stream, and the limit on its tokens (0 = none), defaults included."""
+        stream = self.stream or ("stream" not in self.keys and defaults.get("stream") == b"true")
+        if self.max_tokens or self.boundary:
+            return stream, self.max_tokens
+        texts = {key: text for key, text in defaults.items() if key in LIMITS and key not in self.keys}
+        return stream, _limit({key: orjson.loads(text) for key, text in texts.items()})
+
+
+def splice(raw: bytes, edits: list[Edit]) -> bytes:
+    """The bytes with the changes, which are in the order of their places and don't overlap."""
+    if not edits:
         return raw
+    pieces: list[bytes | memoryview] = []
+    view, at = memoryview(raw), 0
+    for begin, end, new in edits:
+        pieces += view[at:begin], new
+        at = end
+    return b"".join((*pieces, view[at:]))
 
 
-def read_json(raw: bytes) -> Body:
+def read_json(raw: bytes) -> Said:
     """Reads a JSON body. Raises Failure (400) for anything that two readers could understand differently."""
-    if len(raw) > 65536 and structure(raw) > MAX_VALUES:
-        raise Failure("too_complex", f"The body holds more than {MAX_VALUES} values.")
     try:
         data = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -70,19 +105,47 @@ def read_json(raw: bytes) -> Body:
     if not isinstance(data, dict):
         raise Failure("invalid_json", "The body must be a JSON object.")
     _check_depth(raw, data)
-    model = data.get("model")
-    if not isinstance(model, str) or not model:
-        said = "must be a text that is not empty" if "model" in data else "is required"
-        raise Failure("missing_model", f"`model` {said}.", param="model")
-    limit = data.get("max_completion_tokens") or data.get("max_tokens") or data.get("max_output_tokens")
-    return Body(
-        raw=raw,
+    if len(raw) > MAX_NAME:
+        check_names(len(data), max(map(len, data), default=0))
+    model = _model(data)
+    return Said(
         model=model,
         stream=data.get("stream") is True,
         span=model_span(raw),
         keys=frozenset(data),
-        max_tokens=limit if type(limit) is int and 0 < limit < 2**31 else 0,
+        max_tokens=_limit(data),
+        opening=raw.index(b"{") + 1,
     )
+
+
+def scanned(scanner: Scanner) -> Said:
+    """What a scanner has found in a whole body. Raises Failure (400)."""
+    scanner.finish()
+    told = {"model": None} if "model" in scanner.keys else {}  # whatever it is, if it is no plain value
+    return Said(
+        model=_model(told | scanner.values),
+        stream=scanner.values.get("stream") is True,
+        span=scanner.span,
+        keys=frozenset(scanner.keys),
+        max_tokens=_limit(scanner.values),
+        opening=scanner.opening,
+    )
+
+
+def _model(data: Mapping[str, object]) -> str:
+    model = data.get("model")
+    if not isinstance(model, str) or not model:
+        said = "must be a text that is not empty" if "model" in data else "is required"
+        raise Failure("missing_model", f"`model` {said}.", param="model")
+    if len(model) > MAX_NAME:
+        raise long_name()
+    return model
+
+
+def _limit(data: Mapping[str, object]) -> int:
+    first, second, third = LIMITS
+    limit = data.get(first) or data.get(second) or data.get(third)
+    return limit if type(limit) is int and 0 < limit < 2**31 else 0
 
 
 def model_span(raw: bytes) -> tuple[int, int]:
@@ -102,7 +165,7 @@ def model_span(raw: bytes) -> tuple[int, int]:
                 return value.span()  # 1
     spans = [raw_span for key, raw_span in _top_level(raw) if key == "model"]
     if len(spans) != 1:
-        raise Failure("duplicate_model", "`model` is given more than once.", param="model")
+        raise duplicate_model()
     return spans[0]  # 2
 
 
@@ -124,21 +187,6 @@ def _top_level(raw: bytes) -> list[tuple[str, tuple[int, int]]]:
     return found
 
 
-def structure(raw: bytes) -> int:
-    """About how many values a body holds: separators and openers outside of texts, once that matters."""
-    count = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
-    if count <= MAX_VALUES:
-        return count
-    texts = 0
-    for text in _VALUE.finditer(raw):
-        begin, end = text.span()
-        count -= raw.count(b",", begin, end) + raw.count(b"[", begin, end) + raw.count(b"{", begin, end)
-        texts += 1
-        if texts > MAX_VALUES or count <= MAX_VALUES:
-            break
-    return max(count, texts)
-
-
 def _check_depth(raw: bytes, data: dict[str, Any]) -> None:
     if raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
         return
@@ -152,4 +200,26 @@ def _check_depth(raw: bytes, data: dict[str, Any]) -> None:
         ]
         if not level:
             return
-    raise Failure("too_complex", f"The body is nested deeper than {MAX_DEPTH} levels.")
+    raise too_deep()
+
+
+def _pairs(defaults: Mapping[str, bytes]) -> bytes:
+    """Behind the opening brace: there is always more, `model` at least."""
+    return b"".join(orjson.dumps(key) + b":" + value + b"," for key, value in defaults.items())
+
+
+def _parts(defaults: Mapping[str, bytes], boundary: bytes) -> bytes:
+    """Before a form's first part. Lists, objects and null have no form that all servers agree on."""
+    found = b""
+    for key, text in defaults.items():
+        if text[:1] not in b"[{n":
+            name = key.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A").encode()
+            value = orjson.loads(text).encode() if text[:1] == b'"' else text
+            found += b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (
+                boundary,
+                name,
+                value,
+            )
+    if found.count(b"--" + boundary) != found.count(b"--" + boundary + b"\r\nContent-Disposition"):
+        raise Failure("invalid_multipart", "The multipart body's boundary is a text of the model's defaults.")
+    return found

@@ -17,6 +17,7 @@ QUEUE_SECONDS = "tidegate.queue.duration"
 _OPERATIONS = {
     b"/v1/chat/completions": "chat",
     b"/v1/responses": "chat",
+    b"/v1/responses/{id}": "response",
     b"/v1/messages": "chat",
     b"/v1/completions": "text_completion",
     b"/v1/embeddings": "embeddings",

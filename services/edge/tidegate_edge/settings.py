@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tidegate_chassis import config, keyfile
-from tidegate_chassis.config import ConfigError, Document, Problem, Settings, TelemetrySettings, later
+from tidegate_chassis.config import ConfigError, Document, Problem, Settings, TelemetrySettings
 from tidegate_chassis.keyfile import KeyFile
 from tidegate_chassis.kinds import (
     Address,
@@ -91,8 +93,16 @@ class EdgeSettings(Settings):
         description="Where clients connect. Beyond loopback it needs keys, or `auth: none`.",
     )
     tls: EdgeTls = Field(EdgeTls(), description="HTTPS for clients.")
-    workers: Annotated[int, Whole(1, 64)] = later(
-        1, "one process serves; run more edges instead", "Edge processes on `listen`."
+    workers: Annotated[int, Whole(1, 64)] = Field(
+        1,
+        description="Processes on `listen`, each with its own session. `max_connections`, `max_buffered` and "
+        "`max_spooled` are shared out among them. SIGHUP renews all, one after the other, without a lost "
+        "request; SIGHUP to one of them renews that one.",
+    )
+    drain_timeout: Annotated[float, Duration("1s", "24h")] = Field(
+        300.0,
+        description="How long a worker that was renewed goes on with its connections and streams; then what "
+        "still runs ends with an error. A stop of the whole edge takes 5 s.",
     )
     admission_address: Annotated[str, Address(optional=True)] = Field(
         "", description="Where admission is reached; empty = where `admission.listen` says."
@@ -124,7 +134,18 @@ class EdgeSettings(Settings):
         32 * 2**20, description="Largest request body; a larger one is refused with 413."
     )
     max_buffered: Annotated[int, Size("1KiB", "1TiB")] = Field(
-        2**30, description="All request bodies that are held together; beyond it new ones get 503."
+        2**30, description="All request bodies in memory together; beyond it new ones get 503."
+    )
+    spool_above: Annotated[int, Size("256KiB", "1GiB")] = Field(
+        2**20, description="A larger request body is kept in a file without a name until a server has it."
+    )
+    spool_dir: str = Field(
+        "",
+        description="Folder for these files, which the edge may write to; empty = the system's for temporary "
+        "files. On a tmpfs they take memory.",
+    )
+    max_spooled: Annotated[int, Size("1MiB", "1TiB")] = Field(
+        8 * 2**30, description="All request bodies in files together; beyond it new ones get 503."
     )
     connect_timeout: Annotated[float, Duration("100ms", "300s")] = Field(
         10.0, description="To connect to a model server."
@@ -169,6 +190,15 @@ class EdgeSettings(Settings):
     metrics_listen: Annotated[str, Address(unix=False, optional=True)] = Field(
         "", description="An open port with /metrics alone; empty = only on `listen`."
     )
+
+    def share(self, workers: int) -> EdgeSettings:
+        """The settings for one of `workers` processes: what they may hold together is shared out."""
+        held = {name: -(-getattr(self, name) // workers) for name in _SHARED}
+        return self.model_copy(update=held)
+
+
+_SHARED = ("max_connections", "max_buffered", "max_spooled")
+"""What the workers share out."""
 
 
 class _Listener(Settings, extra="ignore"):
@@ -218,7 +248,8 @@ def _examine(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
         return None, found
     keys_path = document.resolve(edge.keys_file)
     keys = keyfile.load(keys_path)
-    found.extend(_judge(edge, keys))
+    found.extend(_judge(edge, document, keys))
+    spool = str(document.resolve(edge.spool_dir)) if edge.spool_dir else tempfile.gettempdir()
     https = check_server(files_of(document, "edge.tls", edge.tls.cert, edge.tls.key), found)
     addresses = {}
     for name, default in (("admission", ADMISSION_LISTEN), ("lifecycle", LIFECYCLE_LISTEN)):
@@ -226,13 +257,35 @@ def _examine(path: str | Path) -> tuple[Loaded | None, list[Problem]]:
         peer = None if own else config.check(_Listener, document.section(name), name, found)
         addresses[f"{name}_address"] = own or (peer.listen if peer and peer.listen else default)
     keys = keys if edge.auth == "keys" else KeyFile(exists=False)
-    edge = edge.model_copy(update=addresses)
+    edge = edge.model_copy(update={**addresses, "spool_dir": spool})
     return Loaded(document, edge, telemetry, keys, keys_path, files, https), found
 
 
-def _judge(edge: EdgeSettings, keys: KeyFile) -> list[Problem]:
+def _judge_bodies(edge: EdgeSettings) -> list[Problem]:
+    """A body for which there is never room."""
+    share = edge.share(edge.workers)
+    among = f", shared among {edge.workers} workers," if edge.workers > 1 else ""
+    bodies = {"max_buffered": min(edge.max_body, edge.spool_above)}
+    if edge.max_body > edge.spool_above:
+        bodies["max_spooled"] = edge.max_body
+    return [
+        Problem(
+            "edge.max_body",
+            f"a body of {size} bytes would always get 503: edge.{key}{among} is {room} bytes",
+            warning=True,
+        )
+        for key, size in bodies.items()
+        if size > (room := getattr(share, key))
+    ]
+
+
+def _judge(edge: EdgeSettings, document: Document, keys: KeyFile) -> list[Problem]:
     """What no single key can tell."""
     found = _judge_keys(edge, keys)
+    found += _judge_bodies(edge)
+    spool = document.resolve(edge.spool_dir)
+    if edge.spool_dir and not (spool.is_dir() and os.access(spool, os.W_OK | os.X_OK)):
+        found.append(Problem("edge.spool_dir", f"{edge.spool_dir} must be a folder that can be written to"))
     found += [
         Problem("edge.extra_routes", f"{route} operates model servers; anybody may call it", warning=True)
         for route in edge.extra_routes

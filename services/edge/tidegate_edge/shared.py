@@ -5,34 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Hashable, Sized
+from typing import Any
 
 from tidegate_edge.catalog import Catalog
 from tidegate_edge.envelope import Failure
 from tidegate_edge.metrics import Metrics
+from tidegate_edge.responses import Responses
 from tidegate_edge.session import Session
 from tidegate_edge.settings import EdgeSettings
+from tidegate_edge.spool import Spools
 from tidegate_edge.upstream import Upstream
-
-
-class Bodies:
-    """The request bodies that are held now, and their size together. The sum changes only with the table."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        """Bytes."""
-        self.total = 0
-        self._sizes: dict[Hashable, int] = {}
-
-    def hold(self, owner: Hashable, size: int) -> None:
-        """`owner` now holds `size` bytes. Raises Failure (503) when that is too much (and holds them)."""
-        self.total += size - self._sizes.get(owner, 0)
-        self._sizes[owner] = size
-        if self.total > self.limit:
-            raise Failure("server_is_overloaded", "Too many request bodies are waiting; try again soon.")
-
-    def drop(self, owner: Hashable) -> None:
-        """`owner` holds nothing any more. May be called again."""
-        self.total -= self._sizes.pop(owner, 0)
+from tidegate_edge.workers.peers import Alone
 
 
 class Edge:
@@ -46,8 +29,15 @@ class Edge:
         self.catalog = catalog
         self.upstream = upstream
         self.metrics = Metrics()
-        self.bodies = Bodies(settings.max_buffered)
+        self.spools = Spools(
+            settings.spool_dir, settings.spool_above, settings.max_buffered, settings.max_spooled
+        )
+        self.responses = Responses()
         self.relays: Flights = Flights()
+        self.connections: Sized = ()
+        """Of clients."""
+        self.peers = Alone(self)
+        """This process and the others of the same edge."""
         self.draining = False
         """The process is stopping: /ready says so and new requests are refused."""
         self.started = time.monotonic()
@@ -68,12 +58,23 @@ class Edge:
     def gauges(self) -> dict[str, float]:
         """Numbers for the metrics, as they are now."""
         return {
+            "workers": 1.0,
+            "connections": len(self.connections),
             "in_flight": len(self.relays),
-            "buffered_bytes": self.bodies.total,
+            "buffered_bytes": self.spools.memory.total,
+            "spooled_bytes": self.spools.disk.total,
             "tickets": len(self.session.waiting),
             "leases": len(self.session.held),
             "session_connected": float(self.session.connected),
             "draining": float(self.draining),
+        }
+
+    def told(self) -> dict[str, Any]:
+        """This process, for the status."""
+        return {
+            "uptime_s": round(time.monotonic() - self.started, 1),
+            "session": self.session.session_id,
+            **{name: int(value) for name, value in self.gauges().items() if name != "workers"},
         }
 
 
@@ -105,6 +106,8 @@ class Flights(Sized):
 
     async def gone(self, patience: float) -> bool:
         """Waits up to `patience` seconds until there are none; whether there are none."""
+        if not self._members:
+            return True
         try:
             await asyncio.wait_for(self._empty.wait(), patience)
         except TimeoutError:

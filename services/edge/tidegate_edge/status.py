@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable
 from typing import Any
 
@@ -33,7 +32,8 @@ class Status:
 
     async def snapshot(self, edge: Edge, guard: Guard) -> dict[str, Any]:
         """The whole of it."""
-        queues, world = await asyncio.gather(
+        workers, queues, world = await asyncio.gather(
+            edge.peers.told(),
             _asked(self.admission.ask("GetQueues", admission_pb2.GetQueuesRequest(), _PATIENCE)),
             _asked(self.lifecycle.ask("GetStatus", lifecycle_pb2.GetStatusRequest(), _PATIENCE)),
         )
@@ -54,14 +54,22 @@ class Status:
             "devices": world.pop("devices", []),
             "edge": {
                 "version": self.version,
-                "uptime_s": round(time.monotonic() - edge.started, 1),
-                "session": edge.session.session_id,
-                **{name: int(value) for name, value in (edge.gauges() | guard.gauges()).items()},
+                **_together(edge, workers),
+                **{name: int(value) for name, value in guard.gauges().items()},
                 "keys_problems": list(guard.problems),
+                "workers": workers,
             },
             "admission": admission,
             "lifecycle": world,
         }
+
+
+def _together(edge: Edge, workers: list[dict[str, Any]]) -> dict[str, int | float]:
+    """The numbers of all workers, summed; the uptime is the longest."""
+    sums = {
+        name: sum(worker.get(name, 0) for worker in workers) for name in edge.gauges() if name != "workers"
+    }
+    return {"uptime_s": max((worker.get("uptime_s", 0.0) for worker in workers), default=0.0), **sums}
 
 
 async def _asked(answer: Awaitable[Message]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from tidegate_edge.connection import INCOMING, Broken, ConnectFailed, Connection, Headers, Reply
+from tidegate_edge.connection import INCOMING, Broken, ConnectFailed, Connection, Headers, Reply, Unread
 
 __all__ = ["Broken", "ConnectFailed", "Reply", "Upstream"]
 
@@ -58,7 +58,9 @@ class Upstream:
             connection.abort()
         await asyncio.sleep(0)  # transports say that they are closed in the loop's next round
 
-    async def open(self, method: str, url: str, headers: Headers, body: bytes, slots: int = 1) -> Reply:
+    async def open(
+        self, method: str, url: str, headers: Headers, body: bytes | Unread, slots: int = 1
+    ) -> Reply:
         """Sends a request and waits for the head of its response; `url` is sent as it is. `slots`: requests
         that its server takes at a time; no more idle connections to it are kept.
 

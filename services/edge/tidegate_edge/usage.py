@@ -20,10 +20,12 @@ _COMPLETION = re.compile(rb'"(?:completion_tokens|output_tokens)"\s*:\s*(\d{1,9}
 _NO_ANSWER = frozenset(
     (
         b"/v1/embeddings", b"/rerank", b"/v1/rerank", b"/v2/rerank", b"/score", b"/v1/score", b"/pooling",
-        b"/classify",
+        b"/classify", b"/v2/embed",
     )
 )  # fmt: skip
 """Routes that generate nothing: what they cost is their prompt."""
+_PAID = b"/v1/responses/{id}"
+"""Routes that begin so tell again what was paid before."""
 _FREE = frozenset((b"/tokenize", b"/detokenize", b"/v1/messages/count_tokens"))
 """Routes that cost no tokens at all."""
 
@@ -41,6 +43,11 @@ class Tokens(NamedTuple):
 
 UNKNOWN = Tokens()
 NONE = Tokens(none=True)
+
+
+def paid(path: bytes) -> bool:
+    """Whether the tokens that a route's answer tells have been counted before."""
+    return path.startswith(_PAID)
 
 
 def free(path: bytes) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from tidegate_simulator import audio, completions, messages, operations, pooling, responses
+from tidegate_simulator import audio, completions, messages, omni, operations, pooling, responses
 from tidegate_simulator.errors import Cut, Refusal, answer, json_response
 from tidegate_simulator.sabotage import before_handling
 from tidegate_simulator.state import SIMULATOR, Simulator
@@ -31,8 +31,12 @@ SERVING: dict[tuple[str, str], Route] = {
     ("POST", "/rerank"): pooling.rerank,
     ("POST", "/v1/rerank"): pooling.rerank,
     ("POST", "/v2/rerank"): pooling.rerank,
+    ("POST", "/v2/embed"): pooling.embed,
     ("POST", "/v1/audio/transcriptions"): audio.transcriptions,
     ("POST", "/v1/audio/translations"): audio.translations,
+    ("POST", "/v1/audio/speech"): omni.speech,
+    ("POST", "/v1/images/generations"): omni.generate,
+    ("POST", "/v1/images/edits"): omni.edit,
 }
 """Routes that run the model. Faults strike these unless they name a path."""
 

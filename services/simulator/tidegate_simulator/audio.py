@@ -31,7 +31,7 @@ async def translations(simulator: Simulator, request: web.Request) -> web.Stream
 
 
 async def _answer(simulator: Simulator, request: web.Request, task: str) -> web.StreamResponse:
-    fields = await _form(request)
+    fields = await form(request)
     file = fields.get("file")
     if file is None:
         raise Refusal(
@@ -69,7 +69,7 @@ async def _answer(simulator: Simulator, request: web.Request, task: str) -> web.
     return json_response(answer)
 
 
-async def _form(request: web.Request) -> dict[str, bytes]:
+async def form(request: web.Request) -> dict[str, bytes]:
     """The form's fields as they came, byte for byte."""
     if request.content_type != "multipart/form-data":
         raise Refusal(

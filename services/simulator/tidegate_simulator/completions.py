@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from aiohttp import web
 
+from tidegate_simulator import shapes
 from tidegate_simulator.engine import Work
 from tidegate_simulator.errors import Refusal, json_response
 from tidegate_simulator.state import Simulator, new_id, read_object, required, usage
@@ -21,7 +23,7 @@ async def chat(simulator: Simulator, request: web.Request) -> web.StreamResponse
     body = await read_object(request)
     name = simulator.model(body)
     prompt = render(required(body, "messages", list))
-    plan = simulator.plan(prompt, body, "max_completion_tokens", "max_tokens")
+    plan = simulator.plan(prompt, body, "max_completion_tokens", "max_tokens", shape=shapes.of_chat(body))
     work = Work(plan.prompt_tokens)
     head = {
         "id": new_id(request, "chatcmpl-"),
@@ -34,6 +36,8 @@ async def chat(simulator: Simulator, request: web.Request) -> web.StreamResponse
             return await _stream_chat(simulator, request, work, plan, head, _wants_usage(simulator, body))
         said = await collected(simulator, request, work, plan)
     message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None, "tool_calls": []}
+    if plan.tool is not None:
+        message |= {"content": None, "tool_calls": [_call(plan.tool, said)]}
     choice = {
         "index": 0,
         "message": message,
@@ -49,14 +53,19 @@ async def _stream_chat(
 ) -> web.StreamResponse:
     head = head | {"object": "chat.completion.chunk"}
 
-    def chunk(delta: dict[str, str], reason: str | None = None) -> bytes:
+    def chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
         return frame(
             head | {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]}
         )
 
-    make = prebuilt(lambda text: chunk({"content": text}))
+    def arguments(text: str) -> bytes:
+        return chunk({"tool_calls": [{"index": 0, "function": {"arguments": text}}]})
+
+    make = prebuilt((lambda text: chunk({"content": text})) if plan.tool is None else arguments)
     stream = EventStream(simulator, request)
     await stream.open(chunk({"role": "assistant", "content": ""}))
+    if plan.tool is not None:
+        await stream.send(chunk({"tool_calls": [{"index": 0, **_call(plan.tool, "")}]}))
     async for token in paced(simulator, work, plan):
         await stream.text(make, token)
     last = [chunk({"content": ""}, plan.finish_reason)]
@@ -110,6 +119,14 @@ async def _stream_text(
         produced = sum(len(plan.tokens) for plan in plans)
         last.append(frame(head | {"choices": [], "usage": usage(work.prompt_tokens, produced)}))
     return await stream.close(*last)
+
+
+def _call(tool: str, arguments: str) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-tool-{uuid.uuid4().hex}",
+        "type": "function",
+        "function": {"name": tool, "arguments": arguments},
+    }
 
 
 def prebuilt(make: Callable[[str], bytes]) -> Callable[[str], bytes]:

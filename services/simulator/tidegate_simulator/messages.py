@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import uuid
 from typing import Any
 
 from aiohttp import web
 
+from tidegate_simulator import shapes
 from tidegate_simulator.completions import prebuilt
 from tidegate_simulator.engine import Work
 from tidegate_simulator.errors import json_response
@@ -13,7 +16,7 @@ from tidegate_simulator.state import Simulator, new_id, read_object, required
 from tidegate_simulator.stream import EventStream, collected, frame, paced
 from tidegate_simulator.text import Plan, count_tokens, flatten, render
 
-_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "abort": "end_turn"}
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "abort": "end_turn"}
 
 
 async def messages(simulator: Simulator, request: web.Request) -> web.StreamResponse:
@@ -22,7 +25,7 @@ async def messages(simulator: Simulator, request: web.Request) -> web.StreamResp
     name = simulator.model(body)
     prompt = _prompt(body)
     required(body, "max_tokens", int)
-    plan = simulator.plan(prompt, body, "max_tokens")
+    plan = simulator.plan(prompt, body, "max_tokens", shape=shapes.of_messages(body))
     work = Work(plan.prompt_tokens)
     head = {"id": new_id(request, "msg_"), "type": "message", "role": "assistant", "model": name}
     async with simulator.engine.slot(work):
@@ -32,8 +35,8 @@ async def messages(simulator: Simulator, request: web.Request) -> web.StreamResp
     return json_response(
         head
         | {
-            "content": [{"type": "text", "text": said}],
-            "stop_reason": _STOP_REASONS[plan.finish_reason],
+            "content": [_block(plan, said)],
+            "stop_reason": _stop_reason(plan),
             "stop_sequence": None,
             "usage": {"input_tokens": plan.prompt_tokens, "output_tokens": work.produced},
         }
@@ -58,11 +61,11 @@ async def _stream(
     }
     stream = EventStream(simulator, request, named=True)
     make = prebuilt(
-        lambda text: _event("content_block_delta", index=0, delta={"type": "text_delta", "text": text}),
+        lambda text: _event("content_block_delta", index=0, delta=_delta(plan, text)),
     )
     await stream.open(
         _event("message_start", message=started),
-        _event("content_block_start", index=0, content_block={"type": "text", "text": ""}),
+        _event("content_block_start", index=0, content_block=_block(plan, "")),
     )
     async for token in paced(simulator, work, plan):
         await stream.text(make, token)
@@ -70,11 +73,33 @@ async def _stream(
         _event("content_block_stop", index=0),
         _event(
             "message_delta",
-            delta={"stop_reason": _STOP_REASONS[plan.finish_reason], "stop_sequence": None},
+            delta={"stop_reason": _stop_reason(plan), "stop_sequence": None},
             usage={"input_tokens": plan.prompt_tokens, "output_tokens": work.produced},
         ),
         _event("message_stop"),
     )
+
+
+def _block(plan: Plan, said: str) -> dict[str, Any]:
+    if plan.tool is None:
+        return {"type": "text", "text": said}
+    try:
+        arguments = json.loads(said or "{}")
+    except ValueError:  # max_tokens cut it short
+        arguments = {}
+    return {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex}", "name": plan.tool, "input": arguments}
+
+
+def _delta(plan: Plan, text: str) -> dict[str, str]:
+    if plan.tool is None:
+        return {"type": "text_delta", "text": text}
+    return {"type": "input_json_delta", "partial_json": text}
+
+
+def _stop_reason(plan: Plan) -> str:
+    # Anthropic's dialect makes no difference between a tool that was named and one that was chosen.
+    finished = plan.tool is not None and plan.finish_reason == "stop"
+    return "tool_use" if finished else _STOP_REASONS[plan.finish_reason]
 
 
 def _event(kind: str, **fields: Any) -> bytes:

@@ -33,9 +33,31 @@ async def embeddings(simulator: Simulator, request: web.Request) -> web.StreamRe
     for index, text in enumerate(texts):
         values: Any = vector(text, dimensions)
         if encoding == "base64":
-            values = base64.b64encode(struct.pack(f"<{dimensions}f", *values)).decode()
+            values = _packed(values)
         data.append({"index": index, "object": "embedding", "embedding": values})
     return json_response(head | {"data": data, "usage": usage(prompt_tokens, 0)})
+
+
+async def embed(simulator: Simulator, request: web.Request) -> web.StreamResponse:
+    """POST /v2/embed, Cohere's; `embedding_types` float and base64."""
+    body = await read_object(request)
+    simulator.model(body)
+    texts = _texts(body.get("texts", body.get("inputs")))
+    types = body.get("embedding_types") or ["float"]
+    if not isinstance(types, list) or not set(types) <= {"float", "base64"}:
+        raise Refusal(400, "embedding_types may hold float and base64.", param="embedding_types")
+    dimensions = whole(body, "output_dimension", 1) or _DIMENSIONS
+    tokens = await _run(simulator, request, texts)
+    vectors = [vector(text, dimensions) for text in texts]
+    found = {"float": vectors, "base64": [_packed(values) for values in vectors]}
+    return json_response(
+        {
+            "id": new_id(request, "embd-"),
+            "embeddings": {kind: found[kind] for kind in types},
+            "texts": texts,
+            "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": tokens}},
+        }
+    )
 
 
 async def pooling(simulator: Simulator, request: web.Request) -> web.StreamResponse:
@@ -162,6 +184,10 @@ def _texts(given: Any) -> list[str]:
     if all(isinstance(item, dict) and "role" in item for item in given):
         return [render(given)]
     return [decode(item) if _are_ids(item) else flatten([item]) for item in given]
+
+
+def _packed(values: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode()
 
 
 def _are_ids(item: Any) -> bool:

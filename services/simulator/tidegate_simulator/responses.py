@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from tidegate_simulator import shapes
 from tidegate_simulator.engine import Work
 from tidegate_simulator.errors import Refusal, json_response
 from tidegate_simulator.state import Simulator, read_object, required
@@ -25,7 +26,7 @@ async def create(simulator: Simulator, request: web.Request) -> web.StreamRespon
     body = await read_object(request)
     name = simulator.model(body)
     prompt = f"{body.get('instructions') or ''}\n{_input(required(body, 'input', str, list))}"
-    plan = simulator.plan(prompt, body, "max_output_tokens")
+    plan = simulator.plan(prompt, body, "max_output_tokens", shape=shapes.of_responses(body))
     work = Work(plan.prompt_tokens)
     answer = _empty(body, name)
     _store(simulator, answer)
@@ -83,23 +84,28 @@ async def _stream(
         number += 1
         return frame({"type": kind, "sequence_number": number, **fields}, kind)
 
-    item = _message("in_progress", [])
-    where = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    item = _item(plan, "in_progress", None)
+    where: dict[str, Any] = {"item_id": item["id"], "output_index": 0}
     stream = EventStream(simulator, request, named=True)
     await stream.open(
         event("response.created", response=answer),
         event("response.in_progress", response=answer),
         event("response.output_item.added", output_index=0, item=item),
-        event("response.content_part.added", **where, part=_part("")),
     )
+    kind, field = "response.function_call_arguments", "arguments"
+    extra: dict[str, Any] = {}
+    if plan.tool is None:
+        kind, field = "response.output_text", "text"
+        extra, where = {"logprobs": []}, where | {"content_index": 0}
+        await stream.send(event("response.content_part.added", **where, part=_part("")))
     async for token in paced(simulator, work, plan):
-        await stream.text(
-            lambda text: event("response.output_text.delta", **where, delta=text, logprobs=[]), token
-        )
+        await stream.text(lambda text: event(f"{kind}.delta", **where, delta=text, **extra), token)
     done = _finish(answer, plan, plan.text, work, item["id"])
+    ends = [event(f"{kind}.done", **where, **{field: plan.text}, **extra)]
+    if plan.tool is None:
+        ends.append(event("response.content_part.done", **where, part=_part(plan.text)))
     return await stream.close(
-        event("response.output_text.done", **where, text=plan.text, logprobs=[]),
-        event("response.content_part.done", **where, part=_part(plan.text)),
+        *ends,
         event("response.output_item.done", output_index=0, item=done),
         event("response.completed", response=answer),
     )
@@ -108,7 +114,7 @@ async def _stream(
 def _finish(
     answer: dict[str, Any], plan: Plan, said: str, work: Work, item_id: str | None = None
 ) -> dict[str, Any]:
-    item = _message("completed", [_part(said)], item_id)
+    item = _item(plan, "completed", said, item_id)
     cut = plan.finish_reason == "length"
     answer["status"] = "incomplete" if cut else "completed"
     answer["incomplete_details"] = {"reason": "max_output_tokens"} if cut else None
@@ -147,9 +153,21 @@ def _empty(body: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _message(status: str, content: list[Any], item_id: str | None = None) -> dict[str, Any]:
-    number = item_id or f"msg_{uuid.uuid4().hex}"
-    return {"id": number, "type": "message", "role": "assistant", "status": status, "content": content}
+def _item(plan: Plan, status: str, said: str | None, item_id: str | None = None) -> dict[str, Any]:
+    """The one item of an answer: a message, or the call of a tool. `said` None: nothing yet."""
+    if plan.tool is None:
+        number = item_id or f"msg_{uuid.uuid4().hex}"
+        content = [] if said is None else [_part(said)]
+        return {"id": number, "type": "message", "role": "assistant", "status": status, "content": content}
+    number = item_id or f"fc_{uuid.uuid4().hex}"
+    return {
+        "id": number,
+        "type": "function_call",
+        "call_id": f"call_{number.removeprefix('fc_')}",
+        "name": plan.tool,
+        "arguments": said or "",
+        "status": status,
+    }
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from tidegate_simulator.faults import Faults
 from tidegate_simulator.journal import Journal
 from tidegate_simulator.memory import Memory
 from tidegate_simulator.options import Options
-from tidegate_simulator.text import GIBBERISH, Plan, count_tokens, plan
+from tidegate_simulator.shapes import Shape
+from tidegate_simulator.text import GIBBERISH, Plan, count_tokens, plan, source
 
 
 @dataclass(slots=True)
@@ -45,8 +46,9 @@ class Simulator:
             raise Refusal(404, f"The model `{name}` does not exist.", param="model")
         return str(name)
 
-    def plan(self, prompt: str, body: dict[str, Any], *limits: str) -> Plan:
-        """Decides the answer, as long as the first set field of `limits` says. Raises Refusal."""
+    def plan(self, prompt: str, body: dict[str, Any], *limits: str, shape: Shape | None = None) -> Plan:
+        """Decides the answer, as long as the first set field of `limits` says, or as long as its shape needs
+        and no longer than that. Raises Refusal."""
         prompt_tokens = self.fitting(prompt)
         asked = next((limit for name in limits if (limit := whole(body, name, 1)) is not None), None)
         room = self.options.max_model_len - prompt_tokens
@@ -59,6 +61,8 @@ class Simulator:
                 "the number of requested output tokens.",
                 param=limits[0],
             )
+        if shape is not None:
+            return _shaped(prompt, prompt_tokens, body, shape, room if asked is None else asked)
         length = min(self.options.default_tokens, room) if asked is None else asked
         stop = body.get("stop", body.get("stop_sequences")) or []
         decided = plan(
@@ -83,6 +87,12 @@ class Simulator:
                 param="input_tokens",
             )
         return tokens
+
+
+def _shaped(prompt: str, prompt_tokens: int, body: dict[str, Any], shape: Shape, most: int) -> Plan:
+    tokens = shape.tokens(source(prompt, body.get("seed")))
+    reason = "tool_calls" if shape.tool is not None and not shape.named else "stop"
+    return Plan(prompt_tokens, tokens[:most], "length" if len(tokens) > most else reason, shape.tool)
 
 
 SIMULATOR = web.AppKey("simulator", Simulator)

@@ -31,7 +31,9 @@ class Plan:
     prompt_tokens: int
     tokens: list[str]
     finish_reason: str
-    """`stop`, `length`, or `abort` once the engine has dropped it."""
+    """`stop`, `length`, `tool_calls`, or `abort` once the engine has dropped it."""
+    tool: str | None = None
+    """The tool that is called: the tokens are its arguments. None: they are text."""
 
     @property
     def text(self) -> str:
@@ -94,14 +96,19 @@ def plan(prompt: str, *, seed: Any, length: int, limited: bool, stop: Sequence[s
     `limited` says that the caller asked for that length, so the end is `length`; else it is `stop`, as it is
     when one of the `stop` strings appears: the text ends before it.
     """
-    digest = hashlib.sha256(f"{seed}\0{prompt}".encode("utf-8", "surrogatepass")).digest()
-    words = random.Random(int.from_bytes(digest[:8], "big")).choices(WORDS, k=length)
+    words = source(prompt, seed).choices(WORDS, k=length)
     tokens = words[:1] + [" " + word for word in words[1:]]
     reason = "length" if limited else "stop"
     if stop:
         tokens, stopped = _cut(tokens, stop)
         reason = "stop" if stopped else reason
     return Plan(count_tokens(prompt), tokens, reason)
+
+
+def source(prompt: str, seed: Any) -> random.Random:
+    """What decides an answer."""
+    digest = hashlib.sha256(f"{seed}\0{prompt}".encode("utf-8", "surrogatepass")).digest()
+    return random.Random(int.from_bytes(digest[:8], "big"))
 
 
 def _cut(tokens: list[str], stop: Sequence[str]) -> tuple[list[str], bool]:
@@ -120,8 +127,8 @@ def _cut(tokens: list[str], stop: Sequence[str]) -> tuple[list[str], bool]:
 
 def vector(text: str, dimensions: int) -> list[float]:
     """A unit vector of that many dimensions, exactly representable as 32-bit floats."""
-    source = random.Random(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
-    raw = [source.uniform(-1.0, 1.0) for _ in range(dimensions)]
+    numbers = random.Random(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+    raw = [numbers.uniform(-1.0, 1.0) for _ in range(dimensions)]
     norm = math.sqrt(sum(value * value for value in raw)) or 1.0
     # Through float32 and back: the JSON form and the base64 form of a vector are then the same numbers.
     packed = struct.pack(f"<{dimensions}f", *(value / norm for value in raw))

@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import itertools
 import socket
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tests.edge.fakes import Admission, Connection, EdgeProcess, ModelServer, Seen, control
 from tests.edge.wire.kernel import silent
 from tests.edge.wire.raw import LAST, MARK, Reply, Talk, Wire, talk
+from tests.support.certificates import Authority
 from tests.support.figures import resident
+from tests.support.until import until
 
 SETTINGS: dict[str, Any] = {"max_body": "1MiB", "auth": "none"}
 FLOOD = b'"flood"'
@@ -36,11 +40,13 @@ class Attacked:
     most: int = 0
     """How many of them at one time, at most."""
 
+    tls: ssl.SSLContext | None = None
+    """What its clients trust; None = it speaks plain HTTP."""
     stack: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
     async def wire(self) -> Wire:
         """A connection that is closed at the module's end at the latest."""
-        wire = await Wire.to(self.port)
+        wire = await Wire.to(self.port, self.tls)
         self.stack.push_async_callback(wire.closed)
         return wire
 
@@ -89,7 +95,7 @@ class Attacked:
         before = len(self.server.seen)
         places = [0, *cuts, len(data)]
         pieces = [data[begin:end] for begin, end in itertools.pairwise(places)]
-        answers = await talk(self.port, pieces)
+        answers = await talk(self.port, pieces, self.tls)
         seen = self.server.seen[before:]
         assert not any(
             MARK in one.line or one.body.startswith(b'{"model":"inner/small","x":"' + MARK) for one in seen
@@ -125,6 +131,11 @@ class Attacked:
             assert not answers.reset, answers
         return answers.answers[:-1]
 
+    async def ready(self) -> bool:
+        """Requests can be served."""
+        answers, _ = await self.sees(LAST.replace(b"/health", b"/ready"))
+        return answers.statuses == [200]
+
     async def serves(self) -> None:
         """Others are served."""
         answers, seen = await self.sees(post_and_close())
@@ -146,18 +157,23 @@ def post_and_close() -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def attacked(folder: Any, **settings: Any) -> AsyncIterator[Attacked]:
+async def attacked(folder: Path, tls: bool = False, **settings: Any) -> AsyncIterator[Attacked]:
     """An edge with these settings beside SETTINGS; nothing may be left of any request when it ends."""
+    authority = Authority(folder / "tls")
+    authority.issue()
+    if tls:
+        settings["tls"] = authority.server()
     async with contextlib.AsyncExitStack() as stack:
         admission, _, address = await stack.enter_async_context(control())
         server = ModelServer(_nobody)
         edge = EdgeProcess(folder, address, **(SETTINGS | settings))
-        one = Attacked(admission, server, edge)
+        one = Attacked(admission, server, edge, tls=authority.client() if tls else None)
         server.script = one.serve
         await stack.enter_async_context(server.running())
         admission.address = server.url
         stack.push_async_callback(edge.kill)
-        await edge.start()
+        await edge.start(ready=not tls)
+        await until(one.ready, "it is ready")
         async with one.stack:
             yield one
         assert not [line for line in edge.lines() if "exception" in line]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,8 +105,8 @@ class Wire:
         self.interim: list[int] = []
 
     @classmethod
-    async def to(cls, port: int) -> Wire:
-        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**20))
+    async def to(cls, port: int, tls: ssl.SSLContext | None = None) -> Wire:
+        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**20, ssl=tls))
 
     async def say(self, *pieces: bytes) -> None:
         """Sends pieces, each by itself, until the other side takes no more."""
@@ -179,9 +180,9 @@ class Wire:
             await self.writer.wait_closed()
 
 
-async def talk(port: int, pieces: Iterable[bytes]) -> Talk:
+async def talk(port: int, pieces: Iterable[bytes], tls: ssl.SSLContext | None = None) -> Talk:
     """Sends the pieces on a connection of their own while it reads what comes, until the server closes."""
-    wire = await Wire.to(port)
+    wire = await Wire.to(port, tls)
     sending = asyncio.ensure_future(wire.say(*pieces))
     try:
         return await wire.rest()

@@ -48,7 +48,7 @@ async def test_refused_clients_that_stay_are_closed_all_the_same(edge: Attacked)
         sock.sendall(b"no request\r\n\r\n")
         assert sock.recv(12) == b"HTTP/1.1 400"
     assert descriptors(edge.pid) > files
-    await until(lambda: descriptors(edge.pid) <= files, "they are closed")
+    await until(lambda: descriptors(edge.pid) <= files, "they are closed", 20)
 
 
 async def test_pipelined_requests_are_answered_in_order_one_at_a_time(edge: Attacked) -> None:

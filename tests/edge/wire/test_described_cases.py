@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
 from typing import Any
@@ -12,6 +13,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
@@ -59,12 +61,14 @@ def run(url: str, count: int) -> Counter[str]:
     """About so many cases, as many of each operation, right and wrong ones; their statuses."""
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
+    # Orders are carried out by services that are none here.
+    operations = [one for one in operations if "orders" not in (one.tags or ())]
     assert operations
     pairs = [
         (operation, mode)
         for operation in operations
         for mode in GenerationMode
-        if mode is GenerationMode.POSITIVE or operation.body or operation.path_parameters
+        if mode is GenerationMode.POSITIVE or operation.body or _may_be_wrong(operation)
     ]
     statuses: Counter[str] = Counter()
     with requests.Session() as session:
@@ -73,6 +77,11 @@ def run(url: str, count: int) -> Counter[str]:
             found = _each(operation.as_strategy(generation_mode=mode), 1 + count // len(pairs), session, url)
             statuses += Counter({f"{mode.value} {status}": times for status, times in found.items()})
     return statuses
+
+
+def _may_be_wrong(operation: Any) -> bool:
+    """A name in a path may be anything, an id may not."""
+    return "{id}" in operation.path
 
 
 def _each(cases: Any, count: int, session: requests.Session, url: str) -> Counter[int]:
@@ -91,7 +100,8 @@ def _each(cases: Any, count: int, session: requests.Session, url: str) -> Counte
             case.body = known(case.body)
         statuses[ask(session, url, case)] += 1
 
-    one()
+    with contextlib.suppress(Unsatisfiable):  # of some there is nothing wrong to be said
+        one()
     return statuses
 
 

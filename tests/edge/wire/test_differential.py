@@ -101,7 +101,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 METHODS = st.sampled_from([b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH"])
 TARGETS = st.sampled_from(
     [b"/", b"/v1/chat/completions", b"/a?b=c&d", b"/?", b"http://x/a?b", b"//a", b"/a//b/../c", b"/%00%0d"]
-    * 4
+    * 16
     + [
         b"*",
         b"http://x",
@@ -134,11 +134,11 @@ VALUES = st.sampled_from(
         b"chunked",
         b"100-continue",
     ]
-    * 4
+    * 16
     + [b"close", b"\x00", b"\x7f", b"\x1b", b"a\rb", b"a\nb", b"a, close"]
 )
 NAMES = st.sampled_from(
-    [b"x", b"X-Y", b"connection", b"Connection", b"upgrade", b"te", b"trailer", b"keep-alive", b"cookie"] * 4
+    [b"x", b"X-Y", b"connection", b"Connection", b"upgrade", b"te", b"trailer", b"keep-alive", b"cookie"] * 16
     + [b"expect", b"x y", b"x\x00", b"\xe4", b"x(", b"", b" x", b"host", b"content-length "]
 )
 BODIES = st.binary(max_size=40) | st.sampled_from(

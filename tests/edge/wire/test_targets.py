@@ -9,6 +9,8 @@ from tests.edge.wire.raw import BODY, CHAT, HIDDEN, LAST, post
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+EDGE = {"idle_timeout": "3s"}
+
 
 def line(text: bytes, *fields: bytes) -> bytes:
     """A request of this first line, with a Host unless one is given."""
@@ -189,3 +191,13 @@ async def test_a_sane_request_id_is_kept(edge: Attacked, kept: bytes) -> None:
     assert edge.server.seen[-1].header(b"x-request-id") == kept
     reply = await edge.refuses(post(field, b"expect: the worst"), 417)
     assert reply.header("x-request-id") == kept.decode()
+
+
+async def test_who_sends_nothing_is_closed_without_a_word(edge: Attacked) -> None:
+    """Before the first request and between two: that is no error."""
+    silent_one, kept = await edge.wire(), await edge.wire()
+    await kept.say(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await kept.answer()).status == 200
+    for wire in (silent_one, kept):
+        talk = await wire.rest()
+        assert (talk.answers, talk.reset) == ([], False)

@@ -7,11 +7,13 @@ import resource
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
 from tidegate_chassis.config import ConfigError, Problem
 from tidegate_chassis.tls import Certificates
+from tidegate_edge.downstream.accept import Acceptor, Board
 from tidegate_edge.downstream.connection import Connection, Stage
 from tidegate_edge.downstream.deadlines import Deadlines
 from tidegate_edge.downstream.exchange import Exchange
@@ -25,7 +27,7 @@ Application = Callable[[Exchange], Awaitable[None]]
 _BACKLOG = 1024
 _SEND_BUFFER = 128 * 1024
 """The kernel doubles it: what a client that doesn't read may leave in the kernel, per connection."""
-_LINGER = 2.0
+_LINGER = 5.0
 """Seconds in which what a client still sends behind its connection's last answer is read and dropped."""
 _SPARE_FILES = 256
 """Open files beside clients' connections and as many to model servers."""
@@ -59,8 +61,9 @@ class Server:
         self._app = app
         self._most = limits.connections
         self._loop = asyncio.get_running_loop()
-        self._listener: asyncio.Server | None = None
+        self._listener: asyncio.Server | Acceptor | None = None
         self._connections: set[Connection] = set()
+        self._emptied = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = Deadlines[Connection](limits.idle_timeout, Connection.expired)
         self._heads = Deadlines[Connection](limits.head_timeout, Connection.expired)
@@ -70,14 +73,22 @@ class Server:
     def __len__(self) -> int:
         return len(self._connections)
 
-    async def start(self, listening: socket.socket, certificates: Certificates | None = None) -> None:
-        """Accepts connections on a bound socket; with `certificates` by TLS."""
+    async def start(
+        self,
+        listening: socket.socket,
+        certificates: Certificates | None = None,
+        shared: tuple[Board, int] | None = None,
+    ) -> None:
+        """Accepts connections on a bound socket; with `certificates` by TLS. `shared`: with other processes;
+        the board, and our cell."""
         _allow_files(2 * self._most + _SPARE_FILES)
         # What the kernel buffers for each client is bounded; accepted connections inherit it.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        self._listener = await self._loop.create_server(
-            lambda: self._protocol(certificates), sock=listening, backlog=_BACKLOG
-        )
+        protocol = partial(self._protocol, certificates)
+        if shared is not None:
+            self._listener = Acceptor(listening, *shared, protocol, self.__len__)
+        else:
+            self._listener = await self._loop.create_server(protocol, sock=listening, backlog=_BACKLOG)
 
     def _protocol(self, certificates: Certificates | None) -> asyncio.Protocol:
         """What a new connection speaks."""
@@ -85,11 +96,28 @@ class Server:
         context = None if certificates is None else certificates.current.context
         return connection if context is None else TlsTransport(connection, context)
 
-    def drain(self) -> None:
-        """No new connections, and no further requests on those that are there: idle ones are closed."""
-        self.draining = True
+    def close_port(self) -> None:
+        """No new connections. May be called again."""
         if self._listener is not None:
             self._listener.close()
+
+    def retire(self) -> None:
+        """No new connections; those that are there have one more request each. An idle one isn't closed: a
+        request may be on its way, and would be lost."""
+        self.draining = True
+        self.close_port()
+
+    async def emptied(self) -> None:
+        """Waits until there is no connection."""
+        if isinstance(self._listener, Acceptor):
+            await self._listener.settled()
+        while self._connections:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    def drain(self) -> None:
+        """No new connections, and no further requests on those that are there: idle ones are closed."""
+        self.retire()
         for connection in list(self._connections):
             if connection.stage in (Stage.HANDSHAKE, Stage.IDLE):
                 connection.close()
@@ -156,6 +184,10 @@ class Server:
         self._connections.discard(connection)
         if connection.clock is not None:
             connection.clock.discard(connection)
+        if isinstance(self._listener, Acceptor):
+            self._listener.counted()
+        if not self._connections:
+            self._emptied.set()
 
     def serve(self, exchange: Exchange) -> None:
         """A request has come: its answer is the application's."""
