@@ -11,6 +11,7 @@ import argparse
 import os
 import resource
 import shutil
+import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ def main() -> int:
         print("two cores are needed: one for the gateway, one for upstream and load", file=sys.stderr)
         return 1
     _raise_files()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left running
     shutil.rmtree(gateways.RUN, ignore_errors=True)
     gateways.RUN.mkdir(parents=True)
     began, before = time.monotonic(), os.getloadavg()[0]
