@@ -1,7 +1,7 @@
 # One command each. Needs Python 3.11+ and make, nothing else: tools and dependencies go into .venv,
 # at the versions of uv.lock.
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test clients bench protos docs clean
+.PHONY: help setup run check test clients bench bench-peers protos docs clean
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
@@ -10,7 +10,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 help:            ## this list
-	@grep -E '^[a-z]+: .*##|^[a-z]+: +##' Makefile | sed -E 's/:.*## */\t/' | expand -t 12
+	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 12
 
 setup: $(VENV)/.done   ## make .venv with everything in it
 
@@ -34,6 +34,9 @@ clients: setup   ## make .clients, so that `make test` also tests real clients (
 
 bench: setup     ## figures, as ratios against a direct call in the same run
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-peers: setup   ## figures beside other gateways, which are installed under bench/out
+	@$(BIN)/python -m bench.peers $(ARGS)
 
 protos: setup    ## regenerate the code of protos/
 	@$(BIN)/python scripts/protos.py

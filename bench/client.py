@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
-_STAMP = re.compile(rb'"t":([0-9.]+)')
+STAMP = re.compile(rb'"content": ?"@([0-9.]+) "')
+"""When a chunk was written by `bench.upstream`."""
 
 
 def request(url: str, body: bytes, head: bytes = b"") -> bytes:
@@ -81,7 +82,7 @@ async def streams(url: str, body: bytes, count: int) -> Result:
         while True:
             data = await reader.read(65536)
             now = time.monotonic()
-            result.latencies.extend(now - float(stamp) for stamp in _STAMP.findall(data))
+            result.latencies.extend(now - float(stamp) for stamp in STAMP.findall(data))
             if not data or b"[DONE]" in data:
                 break
         writer.close()

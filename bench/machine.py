@@ -45,8 +45,8 @@ def gateway(models: dict[str, Any], **sections: Any) -> Iterator[Gateway]:
             wait_for(one.is_ready, "/ready answers 200", PATIENCE)
             if len(cores) > 1:
                 for name in ("admission", "lifecycle"):
-                    _pin(one.pid(name), set(cores[1:]))
-                _pin(one.pid("edge"), {cores[0]})
+                    pin(one.pid(name), set(cores[1:]))
+                pin(one.pid("edge"), {cores[0]})
                 os.sched_setaffinity(0, set(cores[1:]))
             yield one
         finally:
@@ -79,6 +79,7 @@ def rss(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _pin(pid: int, cores: set[int]) -> None:
+def pin(pid: int, cores: set[int]) -> None:
+    """Keeps a running process, with all its threads, on these cores."""
     for thread in Path(f"/proc/{pid}/task").iterdir():
         os.sched_setaffinity(int(thread.name), cores)

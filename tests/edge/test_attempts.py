@@ -1,4 +1,4 @@
-"""How requests reach a model server: attempts, time limits, kept connections. One real edge."""
+"""How requests reach a model server and leave it: attempts, refusals, kept connections. One real edge."""
 
 from __future__ import annotations
 
@@ -95,12 +95,91 @@ async def test_each_failed_attempt_gives_its_slot_back_and_asks_for_a_pause(shar
         connection.abort()
 
     async with served(shared, refuses):
-        assert (await shared.chat()).status == 502
+        answer = await shared.chat()
+        told = (answer.status, answer.error["type"], answer.error["code"])
+        assert told == (502, "upstream_error", "upstream_error")
+        assert await shared.admission.outcome(shared.admission.acquired[0].n) == "CONNECT_FAILED"
         moves = shared.admission.moves
         assert [(move.delay_ms, move.outcome) for move in moves] == [
             (700, ad.OUTCOME_CONNECT_FAILED),
             (1400, ad.OUTCOME_CONNECT_FAILED),
         ]
+
+
+async def test_a_connection_that_closes_before_the_first_byte_is_tried_again(shared: Bench) -> None:
+    """Two close without a byte, the third answers: one answer, two moves away from it, one end."""
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        if connection.number == 2:
+            await connection.answer(b"{}")
+
+    async with served(shared, script):
+        assert (await shared.chat()).status == 200
+        assert [move.not_instance_id for move in shared.admission.moves] == ["node/m/1"] * 2
+        assert await shared.admission.outcome(shared.admission.acquired[0].n) == "OK"
+
+
+async def test_a_kept_connection_that_has_closed_is_replaced_without_an_attempt(shared: Bench) -> None:
+    """The race of a POST with the server's idle timeout costs nothing: no move, no delay."""
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.answer(b"{}")
+        if connection.number == 0:
+            await connection.reader.readexactly(1)  # the next request has begun to arrive
+            connection.abort()
+
+    async with served(shared, script) as server:
+        assert (await shared.chat()).status == 200
+        assert (await shared.chat()).status == 200
+        assert not shared.admission.moves
+        assert len(server.connections) == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "code"),
+    [
+        (ad.REASON_QUEUE_FULL, 429, "queue_full"),
+        (ad.REASON_QUEUE_TIMEOUT, 504, "queue_timeout"),
+        (ad.REASON_MODEL_FAILED, 503, "model_failed"),
+        (ad.REASON_MODEL_NOT_FOUND, 404, "model_not_found"),
+    ],
+)
+async def test_a_refusal_is_told_in_the_envelope(
+    shared: Bench, reason: ad.Reason.ValueType, status: int, code: str
+) -> None:
+    """Status, code, Retry-After and the queue's state follow admission's word."""
+    queue = ad.QueueState(waiting=4, active=3, max_concurrent=3, max_queue=4)
+    async with served(shared, echo()):
+        shared.admission.refusal = ad.Refusal(
+            reason=reason, retry_after_ms=7000, message="no luck", queue=queue
+        )
+        answer = await shared.chat()
+        shared.admission.refusal = None
+        assert (answer.status, answer.error["code"], answer.error["message"]) == (status, code, "no luck")
+        assert answer.header("x-queue-depth") == "4"
+        assert answer.header("x-max-queue-size") == "4"
+        assert answer.header("retry-after") == "7"
+        assert shared.admission.acquired[0].n not in shared.admission.done
+
+
+async def test_a_slow_client_does_not_keep_the_slot(shared: Bench) -> None:
+    """The lease ends when the model server's answer has ended, though the client has read nothing of it."""
+    body = b"x" * 150_000
+
+    async def script(connection: Connection) -> None:
+        await connection.request()
+        await connection.answer(body)
+
+    async with served(shared, script):
+        client = await shared.client()
+        client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await client.send("POST", CHAT, b'{"model":"small"}')
+        n = (await until(lambda: shared.admission.acquired, "a ticket"))[0].n
+        assert await shared.admission.outcome(n) == "OK"
+        client.reader._transport.resume_reading()  # type: ignore[attr-defined]
+        assert (await client.whole()).body == body
 
 
 @pytest.mark.parametrize("phase", ["connecting", "asked"])
@@ -127,8 +206,11 @@ async def test_an_instance_that_is_lost_before_it_answers_is_replaced(shared: Be
             assert len(second.seen) == 1
 
 
-async def test_an_instance_that_is_lost_while_it_answers_ends_the_request(shared: Bench) -> None:
-    """Half an answer can't be begun anew: an error in the stream."""
+@pytest.mark.parametrize("reason", [ad.REASON_INSTANCE_LOST, ad.REASON_REVOKED])
+async def test_a_lease_that_is_lost_while_its_server_answers_ends_the_request(
+    shared: Bench, reason: ad.Reason.ValueType
+) -> None:
+    """Half an answer can't be begun anew: the server's connection closes, and an error ends the stream."""
 
     async def streaming(connection: Connection) -> None:
         await connection.request()
@@ -136,16 +218,17 @@ async def test_an_instance_that_is_lost_while_it_answers_ends_the_request(shared
         await connection.chunk(b"data: 1\n\n")
         await connection.gone()
 
-    async with served(shared, streaming):
+    async with served(shared, streaming) as server:
         client = await shared.client()
         await client.send("POST", CHAT, STREAM)
         await client.head()
         got = await client.piece()
-        shared.admission.lose(shared.admission.acquired[0].n, ad.REASON_INSTANCE_LOST)
+        shared.admission.lose(shared.admission.acquired[0].n, reason)
         while piece := await client.piece():
             got += piece
         assert b'"code":"lease_lost"' in got
         assert len(shared.admission.acquired) == 1
+        await asyncio.wait_for(server.connections[0].closed.wait(), 5)
 
 
 async def test_a_connection_that_is_never_made_ends_by_its_timeout(shared: Bench) -> None:

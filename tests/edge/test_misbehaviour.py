@@ -114,11 +114,16 @@ async def test_what_is_an_answer_passes_unchanged(one: Bench, name: str) -> None
 
 @pytest.mark.parametrize("name", [name for name in KEPT if name.startswith("broken/")])
 async def test_what_is_no_answer_is_never_taken_for_one(one: Bench, name: str) -> None:
-    """A malformed head is 502 in the envelope, without a word of it; a body that breaks off is cut."""
+    """A malformed head is 502 in the envelope, without a word of it; a body that breaks off is cut. A server
+    that has begun to work isn't asked again."""
     behave(one, name, says(KEPT[name]))
+    seen, acquired = len(one.server.seen), len(one.admission.acquired)
     answer = await request(one, name)
+    assert len(one.server.seen) == seen + 1
+    assert await one.admission.outcome(one.admission.acquired[acquired].n) == "UPSTREAM_ERROR"
     if answer.status == 502:
         assert (answer.error["type"], answer.error["code"]) == ("upstream_error", "upstream_error")
+        assert answer.error["message"] == "The model server's answer was no valid HTTP."
     else:
         assert (answer.status, answer.complete) == (200, False)
     await well(one)

@@ -66,3 +66,30 @@ async def test_without_tracing_the_callers_context_passes(bench: Make) -> None:
     assert one.server.seen[0].header(b"traceparent") == PARENT.encode()
     assert one.server.seen[0].header(b"tracestate") == b"a=b"
     assert one.admission.acquired[0].trace_parent == PARENT
+
+
+@pytest.mark.parametrize(
+    ("sample", "flags", "recorded"),
+    [(0.0, "", False), (1.0, "", True), (0.0, "01", True), (1.0, "00", False)],
+    ids=["by chance not", "by chance", "the caller's is", "the caller's isn't"],
+)
+async def test_a_trace_is_recorded_whole_or_not_at_all(
+    bench: Make, collector: Collector, sample: float, flags: str, recorded: bool
+) -> None:
+    """Without a caller's word chance decides; ticket and model server are told, so that nobody behind us
+    decides otherwise."""
+    telemetry = {"otlp_endpoint": collector.endpoint, "sample": sample, "log_format": "json"}
+    one = await bench(echo(), telemetry=telemetry)
+    parents = {"traceparent": PARENT[:-2] + flags} if flags else {}
+    await ask(one.edge.port, "POST", CHAT, {"model": "small"}, **parents)
+    await ask(one.edge.port, "POST", CHAT, {"model": "small"}, traceparent=PARENT)
+    found = await spans(collector, 4 if recorded else 2)
+    ours = [span for span in found if span.parent_id != PARENT[36:52] and span.name.startswith("POST")]
+    told = one.admission.acquired[0].trace_parent
+    seen = (one.server.seen[0].header(b"traceparent") or b"").decode()
+    assert [int(parent[-2:], 16) & 1 for parent in (told, seen)] == [recorded, recorded]
+    assert told[3:35] == seen[3:35] != "0" * 32
+    assert len(found) == (4 if recorded else 2)
+    assert len(ours) == (recorded and not flags)
+    if flags:
+        assert told[3:35] == PARENT[3:35]

@@ -90,7 +90,7 @@ def _server(*flags: str) -> dict[str, Any]:
         "--port",
         "{port}",
     ]
-    command += ["--load-format", "dummy", "--dtype", "float32", "--max-model-len", "512"]
+    command += ["--load-format", "dummy", "--dtype", "float32", "--max-model-len", "2048"]
     command += ["--max-num-seqs", "4", "--enforce-eager", *flags]
     env = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -209,12 +209,13 @@ def test_tokens_of_a_stream_are_counted_as_vllm_counts_them(one: Gateway, path: 
 
 def test_a_stream_ends_with_an_error_when_its_server_is_killed(one: Gateway) -> None:
     """kill -9 of the real thing in mid-stream: an error in the stream's dialect."""
-    body = {**GENERATE["chat"][1], "model": "tiny", "stream": True, "max_tokens": 400}
+    body = {**GENERATE["chat"][1], "model": "tiny", "stream": True, "max_tokens": 1900}
+    leader = _leader(one, "tiny")
     with one.http.stream("POST", CHAT, json=body) as answer:
         lines = answer.iter_lines()
         first = json.loads(next(lines).removeprefix("data: "))
         assert first["object"] == "chat.completion.chunk"
-        os.killpg(_leader(one, "tiny"), signal.SIGKILL)
+        os.killpg(leader, signal.SIGKILL)
         rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
     assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] in ("upstream_error", "lease_lost")

@@ -34,6 +34,8 @@ from tidegate_admission.ticket import (
 )
 from tidegate_admission.turns import Turns
 
+_GOLDEN = 0.6180339887
+"""Multiples of the golden ratio spread evenly over 0 to 1, however many there are."""
 CONNECT_FAILED_HOLD = 5.0
 """Seconds without grants on an instance that couldn't be connected to, unless supply confirms it before."""
 
@@ -409,7 +411,8 @@ class Gate:
         why = self.refusal
         assert why is not None
         assert why.reason is not None
-        retry = estimate.retry_after(why.retry_after, self._chance()) if why.retry_after else 0.0
+        chance = ticket.id[1] * _GOLDEN % 1.0  # those of a session that are refused together are told apart
+        retry = estimate.retry_after(why.retry_after, chance) if why.retry_after else 0.0
         return self._refuse(ticket, why.reason, why.message, retry, TicketEnd.REFUSED)
 
     def _unreachable(self, ticket: Ticket, now: float) -> Refusal:

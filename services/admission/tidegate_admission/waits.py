@@ -10,6 +10,8 @@ from tidegate_chassis import telemetry
 
 def report(ticket: Ticket, waited: float, refusal: str) -> None:
     """Sends the span of a wait of `waited` seconds; `refusal` is the reason's name, or empty: granted."""
+    if telemetry.dropped(ticket.trace_parent):
+        return
     end = time.time_ns()
     span = telemetry.start_span(
         "admission.wait",

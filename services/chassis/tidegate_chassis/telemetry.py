@@ -8,13 +8,14 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from random import getrandbits, random
 from typing import Any, Literal
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from prometheus_client import CollectorRegistry, start_http_server
 
@@ -28,6 +29,8 @@ _KINDS = {
     "consumer": SpanKind.CONSUMER,
 }
 _provider: TracerProvider | None = None
+_sample = 0.0
+"""Share of the traces begun here that are recorded."""
 _tracer: trace.Tracer = trace.NoOpTracer()
 
 
@@ -36,7 +39,7 @@ def set_up(service: str, settings: TelemetrySettings, worker: int = 0) -> None:
 
     `worker`: the number of one of several processes of the service; 0 = the only one."""
     logs.set_up(service, settings, worker)
-    global _provider, _tracer
+    global _provider, _sample, _tracer
     if not settings.otlp_endpoint:
         return
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -47,8 +50,9 @@ def set_up(service: str, settings: TelemetrySettings, worker: int = 0) -> None:
     exporter = OTLPSpanExporter(
         endpoint=settings.otlp_endpoint, insecure=not settings.otlp_endpoint.startswith("https"), timeout=3
     )
+    _sample = settings.sample
     _provider = TracerProvider(
-        sampler=ParentBased(TraceIdRatioBased(settings.sample)),
+        sampler=ParentBased(ALWAYS_ON),  # what isn't to be recorded never comes to it
         resource=Resource.create(
             {"service.name": f"tidegate-{service}", "service.instance.id": _instance(worker)}
         ),
@@ -77,6 +81,11 @@ def traced() -> bool:
     return _provider is not None
 
 
+def dropped(parent: str) -> bool:
+    """Whether a traceparent says plainly that its trace isn't recorded: saves making a span's attributes."""
+    return parent.endswith("-00")
+
+
 def start_span(
     name: str,
     parent: str = "",
@@ -87,8 +96,13 @@ def start_span(
     """A span that the caller ends. `parent` is a W3C traceparent; empty = a new trace.
 
     `start_ns` (wall clock, nanoseconds) makes a span at its end, for waits that would hold it in memory.
+    Whether it is recorded is as its parent says, else by chance: decided here, because for one that isn't the
+    SDK would cost more than all that is said of it.
     """
-    context = trace.set_span_in_context(trace.NonRecordingSpan(_parse(parent)))
+    above = _parse(parent)
+    if not above.trace_flags.sampled and (above.is_valid or random() >= _sample):  # noqa: S311 - no secret
+        return trace.NonRecordingSpan(above if above.is_valid or _provider is None else _unsampled())
+    context = trace.set_span_in_context(trace.NonRecordingSpan(above))
     return _tracer.start_span(name, context, _KINDS[kind], attributes or {}, start_time=start_ns)
 
 
@@ -121,8 +135,15 @@ def traceparent(current: Span) -> str:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
+def _unsampled() -> SpanContext:
+    """A new trace that nobody records, those behind us included."""
+    return SpanContext(getrandbits(128) or 1, getrandbits(64) or 1, is_remote=False)
+
+
 def _parse(text: str) -> SpanContext:
     """A traceparent's context; an invalid one (which starts a new trace) when it is malformed."""
+    if not text:
+        return trace.INVALID_SPAN_CONTEXT
     parts = text.split("-")
     try:
         if len(parts) < 4 or [len(part) for part in parts[:4]] != [2, 32, 16, 2]:

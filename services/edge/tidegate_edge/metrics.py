@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from tidegate_edge.counts import Counter, Histogram
 
 ALIKE = frozenset(("tidegate_edge_keys", "tidegate_edge_keys_file_refused"))
 """Gauges that tell the same in each of several workers: together they are the largest, not the sum."""
@@ -21,36 +23,32 @@ class Metrics:
         self.registry = CollectorRegistry()
         one = self.registry
         self._requests = Counter(
-            "tidegate_edge_requests", "Requests that ended.", ["model", "status", "outcome"], registry=one
+            "tidegate_edge_requests", "Requests that ended.", ["model", "status", "outcome"], one
         )
-        self._refusals = Counter(
-            "tidegate_edge_refusals", "Errors of the edge's own.", ["code"], registry=one
-        )
+        self._refusals = Counter("tidegate_edge_refusals", "Errors of the edge's own.", ["code"], one)
         self._duration = Histogram(
             "tidegate_edge_request_duration_seconds",
             "From a request's arrival to the end of its answer.",
-            ["model"], buckets=_SECONDS, registry=one,
+            ["model"], _SECONDS, one,
         )  # fmt: skip
         self._first = Histogram(
             "tidegate_edge_time_to_first_byte_seconds",
             "From a request's arrival to the first byte of the model server's answer.",
-            ["model"], buckets=_SECONDS, registry=one,
+            ["model"], _SECONDS, one,
         )  # fmt: skip
         self._queue = Histogram(
             "tidegate_edge_queue_wait_seconds",
             "From a ticket to its grant.",
-            ["model"], buckets=_SECONDS, registry=one,
+            ["model"], _SECONDS, one,
         )  # fmt: skip
-        self._tokens = Counter(
-            "tidegate_edge_tokens", "Tokens relayed.", ["model", "direction"], registry=one
-        )
+        self._tokens = Counter("tidegate_edge_tokens", "Tokens relayed.", ["model", "direction"], one)
         self._retries = Counter(
-            "tidegate_edge_retries", "Connection failures that were tried again.", ["model"], registry=one
+            "tidegate_edge_retries", "Connection failures that were tried again.", ["model"], one
         )
         self._connections = Counter(
             "tidegate_edge_upstream_requests",
             "Requests sent to model servers, by whether their connection was a kept one.",
-            ["connection"], registry=one,
+            ["connection"], one,
         )  # fmt: skip
         # Looking a labelled metric up costs more than counting it.
         self.requests = lru_cache(4096)(lambda *labels: self._requests.labels(*labels).inc)

@@ -21,9 +21,9 @@ class Record:
     """One request's record. Cheap when tracing is off."""
 
     __slots__ = (
-        "_call", "_first", "_head", "_metrics", "_path", "_retries", "_server", "_started", "_status",
-        "_tokens", "asked", "events", "instance", "loading", "method", "model", "outcome", "queued",
-        "trace_parent",
+        "_call", "_first", "_head", "_metrics", "_passed_on", "_path", "_retries", "_server", "_started",
+        "_status", "_tokens", "asked", "events", "instance", "loading", "method", "model", "outcome",
+        "queued", "trace_parent",
     )  # fmt: skip
 
     def __init__(self, metrics: Metrics, method: str, path: bytes, head: Head) -> None:
@@ -53,23 +53,22 @@ class Record:
         """ok, upstream_status, a code of the error table, client_gone, client_stuck or cancelled."""
         self.trace_parent = head.trace_parent.decode("latin-1")
         """W3C traceparent that goes into the ticket; empty = not traced."""
+        self._passed_on = ""
         if telemetry.traced():
-            self._server = telemetry.start_span(
-                f"{method} {path.decode('latin-1')}",
-                parent=self.trace_parent,
-                kind="server",
-                attributes={
-                    semconv.REQUEST_METHOD: method,
-                    semconv.ROUTE: path.decode("latin-1"),
-                    semconv.REQUEST_ID: head.request_id.decode(),
-                },
+            server = telemetry.start_span(
+                f"{method} {path.decode('latin-1')}", parent=self.trace_parent, kind="server"
             )
-            self.trace_parent = telemetry.traceparent(self._server)
+            self._passed_on = self.trace_parent = telemetry.traceparent(server)
+            if server.is_recording():
+                self._server = server
+                server.set_attribute(semconv.REQUEST_METHOD, method)
+                server.set_attribute(semconv.ROUTE, path.decode("latin-1"))
+                server.set_attribute(semconv.REQUEST_ID, head.request_id.decode())
 
     def attempt(self, grant: Grant) -> str:
         """The request goes to an instance; the traceparent for it, empty = the caller's own."""
         if self._server is None:
-            return ""
+            return self._passed_on
         operation = semconv.operation(self._path)
         self._call = telemetry.start_span(
             f"{operation} {self.model}",

@@ -32,6 +32,9 @@ log = structlog.get_logger("tidegate.edge.session")
 _PART = 1000
 """Operations or stated ids in one message; keeps messages far below gRPC's 4 MiB."""
 _MASK = (1 << 64) - 1
+_GATHERING = 3
+"""Turns of the loop in which more verbs may join a message: some 10 µs when nothing else is to be done. A
+message costs as much as the rest of a request does, on both sides."""
 _TICK = 0.25
 """Seconds between two looks at heartbeats, gaps and the control grace."""
 
@@ -257,6 +260,8 @@ class Session:
             await call.write(part)
         while True:
             await self._wake.wait()
+            for _ in range(_GATHERING):
+                await asyncio.sleep(0)
             self._wake.clear()
             for message in self._outgoing():
                 await call.write(message)

@@ -64,7 +64,7 @@ class Server:
         self._listener: asyncio.Server | Acceptor | None = None
         self._connections: set[Connection] = set()
         self._emptied = asyncio.Event()
-        self._tasks: set[asyncio.Future[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._idle = Deadlines[Connection](limits.idle_timeout, Connection.expired)
         self._heads = Deadlines[Connection](limits.head_timeout, Connection.expired)
         self._flushing = Deadlines[Connection](limits.write_timeout, Connection.overdue)
@@ -191,7 +191,7 @@ class Server:
 
     def serve(self, exchange: Exchange) -> None:
         """A request has come: its answer is the application's."""
-        task = asyncio.ensure_future(self._answer(exchange))
+        task = self._loop.create_task(self._answer(exchange))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
