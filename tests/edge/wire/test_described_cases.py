@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
 from typing import Any
@@ -12,6 +13,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
@@ -98,7 +100,8 @@ def _each(cases: Any, count: int, session: requests.Session, url: str) -> Counte
             case.body = known(case.body)
         statuses[ask(session, url, case)] += 1
 
-    one()
+    with contextlib.suppress(Unsatisfiable):  # of some there is nothing wrong to be said
+        one()
     return statuses
 
 

@@ -67,7 +67,7 @@ async def test_who_sends_100_mb_all_the_same_hears_that_it_is_too_much(edge: Att
     before, head = edge.memory(), post(b"content-length: 100000000", length=False, body=b"")
     piece = MIB
     if coding == "chunks":
-        head, piece = chunked(), b"100000\r\n" + MIB + b"\r\n"
+        head, piece = chunked(b'6\r\n{"x":"\r\n'), b"100000\r\n" + MIB + b"\r\n"
 
     async def one() -> Talk:
         return await talk(edge.port, _pieces(head, 95, piece))
@@ -112,12 +112,14 @@ JSON = {
 
 @pytest.mark.parametrize("case", JSON)
 async def test_json_that_two_could_read_differently_is_400(edge: Attacked, case: str) -> None:
-    """Within a moment, in the envelope; the connection goes on and no model server hears of it."""
+    """Within a moment, in the envelope, and no model server hears of it. The connection goes on, unless that
+    was known before all of it had come."""
     before = edge.memory()
     answers, seen = await edge.sees(post(body=JSON[case]) + LAST)
-    assert answers.statuses == [400, 200]
-    assert answers.answers[0].error["type"] == "invalid_request_error"
-    assert answers.answers[0].header("connection") != "close"
+    first = answers.answers[0]
+    assert answers.statuses == ([400] if first.header("connection") == "close" else [400, 200])
+    assert first.error["type"] == "invalid_request_error"
+    assert len(answers.answers) == 2 or len(JSON[case]) > 2**19
     assert not seen
     assert edge.memory() - before <= GROWTH
 
@@ -148,10 +150,10 @@ async def test_odd_json_is_passed_on_as_it_came_or_refused(edge: Attacked, body:
     "model", ["m\\r\\nx-evil: 1", "m\\u0000", "../../sleep", "m" * 100_000, "<script>", "%0d%0a"]
 )
 async def test_no_model_name_gets_into_a_header_or_a_path(edge: Attacked, model: str) -> None:
-    """404 with a message that is bounded and printable."""
+    """400 or 404 with a message that is bounded and printable."""
     answers, seen = await edge.sees(post(body=b'{"model":"%s"}' % model.encode()) + LAST)
-    assert answers.statuses == [404, 200]
-    assert answers.answers[0].error["code"] == "model_not_found"
+    assert answers.statuses in ([404, 200], [400, 200])
+    assert answers.answers[0].error["code"] in ("model_not_found", "missing_model", "too_complex")
     assert not seen
 
 
