@@ -56,8 +56,9 @@ async def standing(folder: Path, server: ModelServer, **edge: Any) -> AsyncItera
         admission, lifecycle, address = await stack.enter_async_context(control())
         await stack.enter_async_context(server.running())
         admission.address = server.url
-        process = await EdgeProcess(folder, address, **edge).start()
+        process = EdgeProcess(folder, address, **edge)
         stack.push_async_callback(process.kill)
+        await process.start()
         yield Bench(admission, lifecycle, server, process, stack)
         assert not [line for line in process.lines() if "exception" in line]
         assert admission.twice == 0
@@ -74,8 +75,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Make]:
             server = await stack.enter_async_context(ModelServer(script).running())
             admission.address = server.url
             process = EdgeProcess(tmp_path, address, **edge)
-            await process.start(ready)
             stack.push_async_callback(process.kill)
+            await process.start(ready)
             one = Bench(admission, lifecycle, server, process, stack)
             made.append(one)
             return one

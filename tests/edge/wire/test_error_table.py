@@ -281,7 +281,7 @@ async def test_a_stopping_edge_says_so_and_closes(tmp_path: Path) -> None:
         await until(lambda: one.admission.acquired, "a ticket")
         assert one.edge.process is not None
         one.edge.process.send_signal(signal.SIGTERM)
-        await until(lambda: "drain" in one.edge.log(), "it drains")
+        await until(lambda: any(said.get("event") == "draining" for said in one.edge.lines()), "it drains")
         await late.say(request[40:])
         check(Row("draining", 503, BUSY, close=True), await late.answer(), "Late-1")
         assert (await late.rest()).answers == []
