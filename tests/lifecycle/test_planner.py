@@ -213,6 +213,37 @@ def test_no_drain_begins_that_only_a_wish_makes_useful() -> None:
     assert not first.actions, "the first in turn waits for the fresh one, and the second for the first"
 
 
+def test_a_drain_whose_beneficiary_finds_another_place_goes_on_for_the_next_in_turn() -> None:
+    """Else it is taken back, another one's drain begins and is taken back in its turn, without end."""
+    cards = card(), card("gpu1"), card("gpu2")
+    models = [model(name, 14) for name in "abc"] + [model("x", 12), model("y", 12), model("z", 10)]
+    demand = {"a": waits(NOW - 30), "b": waits(NOW - 40), "c": waits(NOW - 20)}
+    starting = running("z", 10, on=("gpu1",), state=InstanceState.STARTING, ready_at=None)
+    leaving = draining(running("x", 12, generation=20), DrainCause.EVICTION, beneficiary="a")
+    idle = running("y", 12, on=("gpu2",))
+    intent = Intent("a", ("gpu0",), (14 * GIB,), ("x-1",), begun=True)
+    seen = world(*models, cards=cards, instances=(starting, leaving, idle), demand=demand, intents=(intent,))
+    told = []
+    for _ in range(4):
+        decided = plan(seen, NOW)
+        for action in decided.actions:
+            assert isinstance(action, StartDrain | Undrain)
+            item = next(item for item in seen.instances if item.id == action.instance_id)
+            if isinstance(action, StartDrain):
+                item.start_drain(Drain(action.cause, NOW, NOW + 300, action.beneficiary), action.reason)
+                item.generation = 20  # admission hasn't seen it yet
+            else:
+                item.to(InstanceState.READY, NOW, "")
+            told.append((type(action), item.id))
+        seen = dataclasses.replace(seen, intents=decided.intents)
+    assert told == [(StartDrain, "y-1")]
+    assert {intent.devices: intent.victims for intent in seen.intents} == {
+        ("gpu0",): ("x-1",),
+        ("gpu1",): (),  # where one that starts is only waited for
+        ("gpu2",): ("y-1",),
+    }
+
+
 def test_fresh_model_is_no_victim() -> None:
     """A model that has just become ready keeps its place until those who waited for it were granted."""
     models = (model("a", 20), model("b", 20))

@@ -136,11 +136,10 @@ class _Planner:
             self.ledger.claim(dataclasses.replace(intent, victims=victims))
 
     def _spared(self, item: Instance) -> bool:
-        """It drains for another model, which doesn't need its room (any more)."""
+        """It drains for another model, and nobody needs its room (any more)."""
         if item.replaced or item.drain is None or item.drain.cause is not DrainCause.EVICTION:
             return False
-        intent = self.ledger.intents.get(item.drain.beneficiary)
-        return intent is None or item.id not in intent.victims
+        return not self.ledger.makes_room(item.id, "")
 
     def _continue_drain(self, item: Instance) -> None:
         drain, demand = item.drain, self.demand(item.model)
@@ -272,10 +271,11 @@ class _Planner:
             self.waits[model.name] = WaitReason.ROOM, None
             return
         gated = any(self.ledger.gated(card) for card in chosen.devices)
-        intent = chosen.intent(model.name, begun=False)
+        intent = self._with_spared(chosen.intent(model.name, begun=False))
         due = self.world.settled and not gated and chosen.free_at <= self.now
+        told = not chosen.victims  # who drains for it was told when it drained for another model
         # A drain that doesn't suffice would be taken back by the next plan.
-        begin = due and bool(chosen.victims) and self.ledger.suffices(intent)
+        begin = (due or told) and bool(intent.victims) and self.ledger.suffices(intent)
         intent = dataclasses.replace(intent, begun=begin)
         if begin:
             needs = Words(self.places).needs(need)
@@ -286,6 +286,21 @@ class _Planner:
             self.wake(chosen.free_at)
         self.ledger.claim(intent)
         self._wait(WaitReason.ROOM, intent, max(self.now, chosen.free_at))
+
+    def _with_spared(self, intent: Intent) -> Intent:
+        """With those on its cards that drain, and for nobody any more: it counts on their room, so they are
+        its victims. Taken back, they would be told to go again, and that by turns without end."""
+        if self.ledger.suffices(intent):
+            return intent
+        spared = [
+            item.id
+            for card in intent.devices
+            for item in self.ledger.on[card]
+            if item.state is InstanceState.DRAINING
+            and item.model not in self.returned
+            and self._spared(item)
+        ]
+        return dataclasses.replace(intent, victims=(*intent.victims, *dict.fromkeys(spared)))
 
     def _wait(self, reason: WaitReason, intent: Intent, begins: float) -> None:
         """It waits for the room of its intent, whose victims are told at `begins`."""
