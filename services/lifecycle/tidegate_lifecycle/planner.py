@@ -296,9 +296,7 @@ class _Planner:
             item.id
             for card in intent.devices
             for item in self.ledger.on[card]
-            if item.state is InstanceState.DRAINING
-            and item.model not in self.returned
-            and self._spared(item)
+            if item.state is InstanceState.DRAINING and item.model not in self.returned and self._spared(item)
         ]
         return dataclasses.replace(intent, victims=(*intent.victims, *dict.fromkeys(spared)))
 
