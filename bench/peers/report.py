@@ -70,7 +70,8 @@ class Found:
     def spread(self, scenario: str, name: str, of: Callable[[Figures], float]) -> float:
         """Half of the way from the least to the most, of the median: the noise."""
         values = [of(figures) for figures in self.rounds(scenario, name)]
-        return (max(values) - min(values)) / 2 / statistics.median(values) if len(values) > 1 else 0.0
+        middle = statistics.median(values) if values else 0.0
+        return (max(values) - min(values)) / 2 / middle if middle else 0.0
 
     def added(self, scenario: str, name: str, quantile: str) -> float:
         """Seconds more than the direct call took."""

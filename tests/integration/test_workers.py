@@ -88,7 +88,12 @@ def test_two_processes_are_one_edge(one: Apart) -> None:
     assert [worker["worker"] for worker in workers] == [1, 2]
     assert len({worker["session"] for worker in workers}) == 2
     assert {worker["pid"] for worker in workers} < set(one.base.pids("tidegate_edge"))
-    wait_for(lambda: logged(one) == {"1", "2"}, "each has logged requests")
+
+    def both_have_logged() -> bool:
+        """A worker that had no turn of a busy machine may have got none of eight connections; then of others."""
+        return logged(one) == {"1", "2"} or not Crowd(one.ports, short, workers=8, total=16, seed=2).finish()
+
+    wait_for(both_have_logged, "each has logged requests", 60)
 
 
 def logged(one: Apart) -> set[str]:
