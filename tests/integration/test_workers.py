@@ -90,7 +90,7 @@ def test_two_processes_are_one_edge(one: Apart) -> None:
     assert {worker["pid"] for worker in workers} < set(one.base.pids("tidegate_edge"))
 
     def both_have_logged() -> bool:
-        """A worker that had no turn of a busy machine may have got none of eight connections; others follow."""
+        """A worker that had no turn may have got none of eight connections; others follow."""
         return logged(one) == {"1", "2"} or not Crowd(one.ports, short, workers=8, total=16, seed=2).finish()
 
     wait_for(both_have_logged, "each has logged requests", 60)
