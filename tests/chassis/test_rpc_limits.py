@@ -211,4 +211,5 @@ async def test_every_call_has_a_deadline(tmp_path: Path, monkeypatch: pytest.Mon
     await server.stop(0)
     assert len(recorder.calls) > 12
     assert not recorder.calls.keys() & STREAMS
-    assert {name for name, left in recorder.calls.items() if left is None or left > 900} == set()
+    longest = 900 + 1  # a measurement's; grpc rounds up
+    assert {name for name, left in recorder.calls.items() if left is None or left > longest} == set()
