@@ -53,7 +53,9 @@ def ask(session: requests.Session, url: str, case: schemathesis.Case[Any]) -> in
     if response.status_code >= 400 and case.method != "HEAD":
         fields = [(name.lower(), value[0]) for name, value in response.headers.items()]
         assert Reply(response.status_code, fields, response.content).error
-    case.validate_response(response, checks=CHECKS)
+    # A deadline of the caller's own, of a few milliseconds, may pass: that is no fault of the server.
+    late = response.status_code == 504 and response.json()["error"]["code"] == "deadline_exceeded"
+    case.validate_response(response, checks=CHECKS[1:] if late else CHECKS)
     return response.status_code
 
 
