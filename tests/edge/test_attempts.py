@@ -263,7 +263,7 @@ async def test_nine_of_ten_requests_under_load_use_a_kept_connection(shared: Ben
 
     async def script(connection: Connection) -> None:
         while await connection.request():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # a model server's work, not a wait for something
             await connection.answer(b"{}")
 
     async with served(shared, script) as server:

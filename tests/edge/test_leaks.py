@@ -204,6 +204,22 @@ async def test_an_error_of_our_own_gives_the_slot_back(monkeypatch: pytest.Monke
         assert len(edge.relays) == edge.spools.memory.total == 0
 
 
+async def test_an_error_of_our_own_in_a_page_is_a_500(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the envelope, with its id, and without a word of what it was."""
+
+    async def bug() -> None:
+        raise LookupError("secret detail")
+
+    async with application(echo()) as (app, *_):
+        monkeypatch.setattr("tidegate_edge.operations.Operations.find", lambda *_: bug)
+        request = Request(app, b"", "/gateway/models/small/load")
+        await request.task
+        assert request.status == 500
+        assert b'"code":"internal_error"' in request.said
+        assert b"x-request-id: " in request.said
+        assert b"secret" not in request.said
+
+
 async def test_a_failing_log_handler_costs_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever happens while a request is written down, its slot has been given back before."""
 

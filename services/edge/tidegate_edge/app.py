@@ -17,7 +17,7 @@ from tidegate_edge.answer import Answer
 from tidegate_edge.catalog import Model
 from tidegate_edge.cors import Cors
 from tidegate_edge.downstream.exchange import Exchange
-from tidegate_edge.envelope import Failure
+from tidegate_edge.envelope import Failure, internal_error
 from tidegate_edge.guard import Guard
 from tidegate_edge.head import Head, Headers, raw_field, read_head, request_id
 from tidegate_edge.keyring import NOBODY, Caller
@@ -110,6 +110,10 @@ class App:
         except Failure as failure:
             self._edge.metrics.refused(failure.code)()
             Answer(exchange, path).fail(failure, own or self._own(headers, request_id(headers)))
+        except Exception:  # of a page; a relay ends its own
+            log.exception("a page failed", path=path.decode("latin-1"))
+            if not exchange.started:
+                Answer(exchange, path).fail(internal_error(), own)
 
     def _own(self, headers: Headers, request_id: bytes) -> Headers:
         """The fields that every answer has."""

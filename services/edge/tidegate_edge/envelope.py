@@ -175,6 +175,11 @@ def _used_up(rates: Rates | None) -> str:
     return "requests" if requests is not None and not requests.remaining else "tokens"
 
 
+def internal_error() -> Failure:
+    """A bug of ours, of which a client is told nothing."""
+    return Failure("internal_error", "An internal error; the service's log tells more.")
+
+
 def loss(reason: str) -> Failure:
     """A lease that ended otherwise."""
     return Failure("lease_lost", LOSSES.get(reason, _LOST))

@@ -12,7 +12,9 @@ from tidegate_edge.ticket import Band, QueueView, Rates
 
 Headers = list[tuple[bytes, bytes]]
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+SANE_ID = rb"[A-Za-z0-9._-]{1,128}"
+"""A request id that is kept, as an expression."""
+_REQUEST_ID = re.compile(SANE_ID)
 _TENANT = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _AFFINITY = re.compile(rb"[!-~]{1,128}")
 _MODEL = re.compile(rb"[!-~]{1,256}")

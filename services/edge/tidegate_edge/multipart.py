@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from tidegate_edge.downstream.grammar import TOKEN
 from tidegate_edge.envelope import Failure
 from tidegate_edge.request import Said
 from tidegate_edge.scanner import duplicate_model
@@ -20,13 +21,12 @@ _MAX_VALUE = 256
 _LONGEST_END = 1024
 """Bytes behind the last boundary, which are white space."""
 _SPACE = rb"[ \t]*+"
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _PARAMETER = re.compile(
     rb';%b(%b)%b=%b(?:"((?:[^"\\\x00-\x1f\x7f]|\\(?!"))*+)"|(%b))%b'
-    % (_SPACE, _TOKEN, _SPACE, _SPACE, _TOKEN, _SPACE)
+    % (_SPACE, TOKEN, _SPACE, _SPACE, TOKEN, _SPACE)
 )
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
-_HEADER = re.compile(rb"(%b):%b([^\x00-\x08\x0a-\x1f\x7f]*+)" % (_TOKEN, _SPACE))
+_HEADER = re.compile(rb"(%b):%b([^\x00-\x08\x0a-\x1f\x7f]*+)" % (TOKEN, _SPACE))
 _UTF8 = (b"utf-8", b"utf8", b"us-ascii")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 _NO_NAMES = (b"", b"_charset_")

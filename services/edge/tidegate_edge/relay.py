@@ -21,7 +21,7 @@ from tidegate_edge.catalog import Model
 from tidegate_edge.downstream.exchange import Exchange
 from tidegate_edge.due import Due
 from tidegate_edge.ends import complete
-from tidegate_edge.envelope import Failure, loss, refusal, upstream_error
+from tidegate_edge.envelope import Failure, internal_error, loss, refusal, upstream_error
 from tidegate_edge.head import Head, Headers, field, queue_fields, rate_fields, to_client
 from tidegate_edge.intake import Body, Intake
 from tidegate_edge.record import Record
@@ -121,7 +121,7 @@ class Relay:
             await self._interrupted(self._cause)
         except Exception:  # a bug of ours ends one request, with its slot given back, not the process
             log.exception("a request failed", request_id=self._head.request_id.decode())
-            await self._fail(Failure("internal_error", "An internal error; the service's log tells more."))
+            await self._fail(internal_error())
         finally:
             self._closing = True
             self._edge.relays.discard(self)  # first: whatever fails now, nothing keeps the ticket alive

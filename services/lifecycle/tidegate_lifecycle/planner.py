@@ -195,7 +195,6 @@ class _Planner:
         """One model's turn.
 
         0. What it needs is being read from its files: it waits for that, seconds at most.
-        0. What it needs is just being read from its files: it waits for that.
         1. Larger than any card's budget: never; nothing is evicted for it.
         2. In back-off: it waits; an `always_on` one keeps its room.
         3. It fits now: it starts, unless another server starts or stops there (the card gate).

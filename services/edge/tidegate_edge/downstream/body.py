@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 
-from tidegate_edge.envelope import Failure
+from tidegate_edge.downstream.grammar import FIELD, TOKEN, malformed
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;" + _TOKEN + rb"(?:=(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?)*+")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;" + TOKEN + rb"(?:=(?:" + TOKEN + rb"|" + _QUOTED + rb"))?)*+")
 """A chunk's size and extensions; without the blanks around `;` and `=` that nobody sends."""
 _LONGEST_LINE = 1024
 """Bytes of a line with a chunk's size and its extensions."""
-_TRAILER = re.compile(
-    rb"(?!(?i:content-length|transfer-encoding):)" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*+"
-)
+_TRAILER = re.compile(rb"(?!(?i:content-length|transfer-encoding):)" + FIELD)
 _LONGEST_TRAILERS = 8192
 _MOST_EXCESS = 16384
 """Bytes of lines beyond 16 and twice the data, for each chunk: the body's limit counts no extensions."""
@@ -86,7 +83,7 @@ class Chunks:
             return here
         end = data[at : at + 2]
         if not b"\r\n".startswith(end):
-            raise _bad("a chunk is longer than it said")
+            raise malformed("a chunk is longer than it said")
         if len(end) < 2:
             return 0
         self._in_chunk = 0
@@ -97,7 +94,7 @@ class Chunks:
         end = data.find(b"\r\n", at)
         if end < 0:
             if len(data) - at > _LONGEST_LINE or b"\n" in data[at:]:
-                raise _bad("a chunk's size is malformed")
+                raise malformed("a chunk's size is malformed")
             return 0
         line = data[at:end]
         if self._trailers >= 0:
@@ -105,11 +102,11 @@ class Chunks:
         else:
             size = _SIZE.fullmatch(line) if len(line) <= _LONGEST_LINE else None
             if size is None:
-                raise _bad("a chunk's size is malformed")
+                raise malformed("a chunk's size is malformed")
             length = int(size[1], 16)
             self._excess = max(0, self._excess + len(line) - 16 - 2 * length)
             if self._excess > _MOST_EXCESS:
-                raise _bad("its chunks are mostly extensions")
+                raise malformed("its chunks are mostly extensions")
             if length:
                 self._in_chunk = length + 2
             else:
@@ -121,8 +118,4 @@ class Chunks:
         if not line:
             self.complete = True
         elif self._trailers > _LONGEST_TRAILERS or _TRAILER.fullmatch(line) is None:
-            raise _bad("a trailer is malformed, or there are too many")
-
-
-def _bad(why: str) -> Failure:
-    return Failure("bad_request", f"The request is malformed: {why}.")
+            raise malformed("a trailer is malformed, or there are too many")

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, cast
 
 from tidegate_edge.downstream.deadlines import Deadlines
 from tidegate_edge.downstream.exchange import Exchange
-from tidegate_edge.downstream.grammar import parse_head
+from tidegate_edge.downstream.grammar import malformed, parse_head
 from tidegate_edge.downstream.wire import http_date, status_line
 from tidegate_edge.envelope import Failure
-from tidegate_edge.head import new_request_id
+from tidegate_edge.head import SANE_ID, new_request_id
 
 if TYPE_CHECKING:
     from tidegate_edge.downstream.server import Server
@@ -30,7 +30,7 @@ _RESET = struct.pack("ii", 1, 0)
 _END = b"\r\n\r\n"
 _FIRST = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z\r]")
 """The first byte of a method, or of an empty line before it."""
-_REQUEST_ID = re.compile(rb"\r\n(?i:x-request-id):[ \t]*([A-Za-z0-9._-]{1,128})[ \t]*\r\n")
+_REQUEST_ID = re.compile(rb"\r\n(?i:x-request-id):[ \t]*(" + SANE_ID + rb")[ \t]*\r\n")
 
 
 class Stage(Enum):
@@ -253,7 +253,7 @@ class Connection(asyncio.Protocol):
             return
         while pending.startswith(b"\r\n"):
             if self._skipped:
-                self.refuse(Failure("bad_request", "The request is malformed: empty lines stand before it."))
+                self.refuse(malformed("empty lines stand before it"))
                 return
             self._skipped = True
             pending = self._pending = pending[2:]
@@ -283,9 +283,9 @@ class Connection(asyncio.Protocol):
             self._to(stage)
         line = pending.find(b"\n")
         if pending and _FIRST.match(pending) is None:
-            self.refuse(Failure("bad_request", "The request is malformed: this is no HTTP."))
+            self.refuse(malformed("this is no HTTP"))
         elif line >= 0 and pending[line - 1 : line] != b"\r":
-            self.refuse(Failure("bad_request", "The request is malformed: a line ends without CR."))
+            self.refuse(malformed("a line ends without CR"))
 
     def _hear_body(self, exchange: Exchange, data: bytes) -> None:
         try:

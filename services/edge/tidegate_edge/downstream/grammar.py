@@ -19,9 +19,12 @@ CHUNKED = -1
 MAX_FIELDS = 256
 """Fields of one head."""
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-_REQUEST = re.compile(rb"(" + _TOKEN + rb") ([!-~]++) HTTP/([0-9])\.([0-9])")
-_FIELDS = re.compile(rb"(?:\r\n" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*+)*+")
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+"""A name (RFC 9110, 5.6.2), as an expression."""
+FIELD = TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*+"
+"""A header field or trailer, without its line end, as an expression."""
+_REQUEST = re.compile(rb"(" + TOKEN + rb") ([!-~]++) HTTP/([0-9])\.([0-9])")
+_FIELDS = re.compile(rb"(?:\r\n" + FIELD + rb")*+")
 _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE"))
 _AUTHORITY = rb"(?:[A-Za-z0-9._~%!$&'()*+,;=\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?"
 _ABSOLUTE = re.compile(rb"(?i:https?)://" + _AUTHORITY + rb"(?=[/?#]|$)")
@@ -55,14 +58,14 @@ def parse_head(raw: bytes) -> RequestHead:
     line, _, _ = raw.partition(b"\r\n")
     request = _REQUEST.fullmatch(line)
     if request is None:
-        raise _bad("its first line is no `METHOD /path HTTP/1.1`")
+        raise malformed("its first line is no `METHOD /path HTTP/1.1`")
     method, target, major, minor = request.groups()
     if major != b"1":
         raise Failure("http_version_not_supported", "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
     if method not in _METHODS:
         raise Failure("not_implemented", "This method is not known here.")
     if _FIELDS.fullmatch(raw, len(line)) is None:
-        raise _bad("a header field is malformed")
+        raise malformed("a header field is malformed")
     lines = raw.split(b"\r\n")
     if len(lines) > MAX_FIELDS:
         raise Failure("headers_too_large", f"The request has more than {MAX_FIELDS} header fields.")
@@ -96,21 +99,21 @@ def _target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
             return target, b""
         authority = _ABSOLUTE.match(target)
         if authority is None:
-            raise _bad("its target is no path")
+            raise malformed("its target is no path")
         target = target[authority.end() :]
         if not target.startswith(b"/"):
             target = b"/" + target
     if b"#" in target:
-        raise _bad("its target holds a `#`")
+        raise malformed("its target holds a `#`")
     path, _, query = target.partition(b"?")
     return path, query
 
 
 def _check_host(hosts: list[bytes], old: bool) -> None:
     if len(hosts) > 1 or (not hosts and not old):
-        raise _bad("it must have one `Host`")
+        raise malformed("it must have one `Host`")
     if hosts and _HOST.fullmatch(hosts[0]) is None:
-        raise _bad("its `Host` is malformed")
+        raise malformed("its `Host` is malformed")
 
 
 def _length(framing: dict[bytes, list[bytes]], old: bool) -> int:
@@ -118,18 +121,18 @@ def _length(framing: dict[bytes, list[bytes]], old: bool) -> int:
     codings, lengths = framing.get(b"transfer-encoding"), framing.get(b"content-length")
     if codings:
         if lengths:
-            raise _bad("it has both `Content-Length` and `Transfer-Encoding`")
+            raise malformed("it has both `Content-Length` and `Transfer-Encoding`")
         if old:
-            raise _bad("`Transfer-Encoding` has no meaning in HTTP/1.0")
+            raise malformed("`Transfer-Encoding` has no meaning in HTTP/1.0")
         if len(codings) > 1:
-            raise _bad("`Transfer-Encoding` is said twice")
+            raise malformed("`Transfer-Encoding` is said twice")
         if codings[0].lower() != b"chunked":
             raise Failure("not_implemented", "`Transfer-Encoding` may be `chunked` only.")
         return CHUNKED
     if not lengths:
         return 0
     if len(lengths) > 1 or _LENGTH.fullmatch(lengths[0]) is None:
-        raise _bad("`Content-Length` must be one number")
+        raise malformed("`Content-Length` must be one number")
     return int(lengths[0])
 
 
@@ -147,5 +150,6 @@ def _says(values: list[bytes] | None, token: bytes) -> bool:
     )
 
 
-def _bad(why: str) -> Failure:
+def malformed(why: str) -> Failure:
+    """What is refused because of how it is written, not of what it wants."""
     return Failure("bad_request", f"The request is malformed: {why}.")
